@@ -1,0 +1,133 @@
+"""Read any picture a data set may hold as the 8-bit RGB that a viewer shows, or say why not.
+
+The choices, made once for all of samprior:
+
+* EXIF orientation is applied; grey, 1-bit and palette images become RGB.
+* 16-bit images keep their high byte, which is what an 8-bit screen shows.
+* An alpha channel that is fully opaque is dropped; real transparency has no one colour: refused.
+* CMYK, Lab, float and 32-bit integer images have no one 8-bit RGB: refused.
+* Of files with several frames only camera JPEGs (MPO: previews) are read; others are refused.
+* Embedded colour profiles are not applied: pixel values are what the file holds, as in the
+  published scores of the field.
+* More than `MAX_PIXELS` is refused before anything is decoded (decompression bombs).
+"""
+
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from samprior.storage.errors import ImageError
+from samprior.storage.files import write_bytes
+
+Rgb = npt.NDArray[np.uint8]
+"""A picture: uint8 (H, W, 3)."""
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm"})
+"""Endings, in lower case, of the files that count as images of a data set."""
+
+MAX_PIXELS = 100_000_000
+"""Larger images are refused; the largest camera sensors have about 60 million pixels."""
+
+_HIGH_BYTE_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
+_REFUSED_MODES = {
+    "CMYK": "CMYK print colours",
+    "LAB": "Lab colours",
+    "HSV": "HSV colours",
+    "F": "floating-point pixels",
+    "I": "32-bit integer pixels",
+}
+
+
+def read_rgb(path: Path) -> Rgb:
+    """Read the picture at `path` as uint8 (H, W, 3).
+
+    Raises:
+        ImageError: the file is missing, empty, truncated, no image, too large, or of a kind
+            that has no one 8-bit RGB (see the module's text); the message names the file.
+    """
+    image = _open(path)
+    with image:
+        try:
+            _refuse_unclear(image, path)
+            return np.ascontiguousarray(_to_rgb(image, path))
+        except ImageError:
+            raise
+        except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
+            raise ImageError(f"{path} can't be decoded ({error}); replace the file") from error
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Height and width of the upright picture at `path`, from its header alone.
+
+    Raises:
+        ImageError: the header can't be read; the message names the file.
+    """
+    with _open(path) as image:
+        width, height = image.size
+        try:
+            orientation = image.getexif().get(0x0112, 1)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise ImageError(f"{path} has damaged EXIF data ({error}); replace it") from error
+    return (width, height) if orientation >= 5 else (height, width)
+
+
+def write_png(path: Path, rgb: Rgb) -> None:
+    """Write uint8 (H, W, 3) losslessly to `path`, whole or not at all."""
+    stream = io.BytesIO()
+    Image.fromarray(rgb).save(stream, format="PNG")
+    write_bytes(path, stream.getvalue())
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        if path.stat().st_size == 0:
+            raise ImageError(f"{path} is empty (0 bytes); replace the file")
+        with warnings.catch_warnings():
+            # Pillow's own limit warns at 89 Mpx and raises at 179 Mpx; ours below is one line.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(path)
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{path} is larger than {MAX_PIXELS:,} pixels; cut it up") from error
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{path} is not an image that Pillow can read") from error
+    except FileNotFoundError as error:
+        raise ImageError(f"{path} does not exist") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ImageError(f"{path} can't be opened ({error})") from error
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        image.close()
+        raise ImageError(
+            f"{path} has {width}x{height} pixels; at most {MAX_PIXELS:,} are read. Cut it up"
+        )
+    return image
+
+
+def _refuse_unclear(image: Image.Image, path: Path) -> None:
+    if image.mode in _REFUSED_MODES:
+        raise ImageError(
+            f"{path} has {_REFUSED_MODES[image.mode]} (mode {image.mode}), which have no one "
+            "8-bit RGB; convert it to sRGB first"
+        )
+    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+        raise ImageError(f"{path} holds several frames; save the wanted one as its own file")
+
+
+def _to_rgb(image: Image.Image, path: Path) -> npt.NDArray[np.uint8]:
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode in _HIGH_BYTE_MODES:
+        grey = (np.asarray(upright).astype(np.uint16) >> 8).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if upright.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in upright.info:
+        rgba = np.asarray(upright.convert("RGBA"))
+        if int(rgba[:, :, 3].min()) < 255:
+            raise ImageError(
+                f"{path} has transparent pixels, whose colour depends on the background; "
+                "flatten it first"
+            )
+        return rgba[:, :, :3]
+    return np.asarray(upright.convert("RGB"))
