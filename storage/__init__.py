@@ -1,5 +1,7 @@
-"""The mask store: needs numpy, Pillow and zarr only, and knows nothing of SAM or training."""
+"""The mask store: needs numpy and zarr only, and knows nothing of SAM or training."""
 
 from samprior.storage.masks import MaskSet
+from samprior.storage.store import MaskStore
+from samprior.storage.writer import Record
 
-__all__ = ["MaskSet"]
+__all__ = ["MaskSet", "MaskStore", "Record"]

@@ -101,7 +101,7 @@ class MaskSet:
         return cls(lookup[labels], ordered, columns)
 
     def __len__(self) -> int:
-        return self.members.shape[1]
+        return int(self.members.shape[1])
 
     def __repr__(self) -> str:
         height, width = self.shape

@@ -1,0 +1,193 @@
+"""What a store says about itself: its header (what it is made of) and one receipt per shard.
+
+The manifest is the set of receipts. A shard counts when its receipt is there, and the receipt is
+written last, so resume is plan minus receipts. Neither file holds a time: the same job gives the
+same bytes, broken off or not (the files' modification times tell the pace).
+
+On disk, below the store's folder:
+
+    zarr.json                  root group; attribute `samprior` is the header
+    shards/000000/...          one zarr group per shard, see samprior.storage.store
+    receipts/000000.json       one receipt per shard
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from samprior.storage.errors import StoreError
+from samprior.storage.files import sha256_of, write_bytes
+
+FORMAT_VERSION = 1
+"""Raised when stores written before can no longer be read or added to."""
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What a whole store is made of; equal for every shard."""
+
+    num_images: int
+    """Images in the plan, quarantined ones included."""
+    num_shards: int
+    """Shards in the plan."""
+    images_per_shard: int
+    """Images per shard, but for the last."""
+    paired: bool
+    """False when images came alone (imported masks); `degraded` is then `clean`."""
+    made_of: Mapping[str, Any]
+    """Everything that determines the masks: dataset listing, segmenter, source, versions."""
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex SHA-256 of all the header says."""
+        return hashlib.sha256(canonical_json(asdict(self))).hexdigest()
+
+    def difference(self, other: "Header") -> list[str]:
+        """The dotted names of what differs between two headers, with both values."""
+        ours, theirs = _flatten(asdict(self)), _flatten(asdict(other))
+        return [
+            f"{name}: {ours.get(name, 'absent')} here, {theirs.get(name, 'absent')} there"
+            for name in sorted(ours.keys() | theirs.keys())
+            if ours.get(name, "absent") != theirs.get(name, "absent")
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Receipt:
+    """What one finished shard holds."""
+
+    shard: int
+    keys: tuple[str, ...]
+    """Keys of the stored images, in order."""
+    sizes: tuple[tuple[int, int], ...]
+    """Height and width of each image, pixels."""
+    num_masks: tuple[int, ...]
+    """Masks of each image."""
+    stored_bytes: int
+    """Bytes of the shard's files."""
+    digests: Mapping[str, str]
+    """Hex SHA-256 of every file of the shard, by path below the shard's folder."""
+    inputs: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Bytes of the degraded and the clean file of each key, quarantined ones included."""
+    quarantined: Mapping[str, str] = field(default_factory=dict)
+    """Reason for each image that could not be used."""
+
+    def to_json(self) -> bytes:
+        """The receipt as a small readable JSON file."""
+        return json.dumps(asdict(self), indent=1, sort_keys=True).encode() + b"\n"
+
+    @classmethod
+    def from_json(cls, content: bytes, origin: Path) -> Self:
+        """Read `to_json`'s bytes back.
+
+        Raises:
+            StoreError: the content is no receipt; the message names `origin`.
+        """
+        try:
+            record = json.loads(content)
+            return cls(
+                shard=int(record["shard"]),
+                keys=tuple(map(str, record["keys"])),
+                sizes=tuple((int(height), int(width)) for height, width in record["sizes"]),
+                num_masks=tuple(map(int, record["num_masks"])),
+                stored_bytes=int(record["stored_bytes"]),
+                digests={str(k): str(v) for k, v in record["digests"].items()},
+                inputs={str(k): (int(a), int(b)) for k, (a, b) in record["inputs"].items()},
+                quarantined={str(k): str(v) for k, v in record["quarantined"].items()},
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise StoreError(
+                f"{origin} is no receipt ({error!r}); run `samprior verify --repair` on the store"
+            ) from error
+
+
+def canonical_json(value: object) -> bytes:
+    """JSON with sorted keys and no spaces: equal values give equal bytes."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+
+
+def shard_folder(root: Path, shard: int) -> Path:
+    """Where a shard's zarr group lies."""
+    return root / "shards" / f"{shard:06d}"
+
+
+def receipt_file(root: Path, shard: int) -> Path:
+    """Where a shard's receipt lies."""
+    return root / "receipts" / f"{shard:06d}.json"
+
+
+def write_header(root: Path, header: Header) -> None:
+    """Make the empty store: the root group with its header, and the group of the shards."""
+    _write_group(root / "shards", {})
+    _write_group(root, {"samprior": {**asdict(header), "fingerprint": header.fingerprint}})
+
+
+def read_header(root: Path) -> Header:
+    """Read a store's header.
+
+    Raises:
+        StoreError: no store there, another format version, or a header that was altered.
+    """
+    file = root / "zarr.json"
+    try:
+        record = dict(json.loads(file.read_bytes())["attributes"]["samprior"])
+        fingerprint = record.pop("fingerprint")
+        header = Header(**record)
+    except FileNotFoundError as error:
+        raise StoreError(
+            f"{root} is no samprior store: it has no zarr.json; make one with "
+            "`samprior precompute --out`"
+        ) from error
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise StoreError(f"{file} holds no samprior header ({error!r})") from error
+    if header.format_version != FORMAT_VERSION:
+        raise StoreError(
+            f"{root} has store format {header.format_version}, this samprior reads "
+            f"{FORMAT_VERSION}; run `samprior precompute` to a new --out"
+        )
+    if header.fingerprint != fingerprint:
+        raise StoreError(f"{file} was altered: its fingerprint does not fit its content")
+    return header
+
+
+def write_receipt(root: Path, receipt: Receipt) -> None:
+    """Write a receipt: from here on its shard counts."""
+    write_bytes(receipt_file(root, receipt.shard), receipt.to_json())
+
+
+def read_receipts(root: Path) -> dict[int, Receipt]:
+    """All receipts of a store, by shard, in order."""
+    receipts = {}
+    for file in sorted((root / "receipts").glob("[0-9]*.json")):
+        receipt = Receipt.from_json(file.read_bytes(), file)
+        if file != receipt_file(root, receipt.shard):
+            raise StoreError(f"{file} is the receipt of shard {receipt.shard}; remove it")
+        receipts[receipt.shard] = receipt
+    return receipts
+
+
+def digests_of(folder: Path) -> tuple[dict[str, str], int]:
+    """Hex SHA-256 of every file below `folder` by relative path, and their bytes in all."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    digests = {file.relative_to(folder).as_posix(): sha256_of(file) for file in files}
+    return digests, sum(file.stat().st_size for file in files)
+
+
+def _write_group(folder: Path, attributes: Json) -> None:
+    group = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+    write_bytes(folder / "zarr.json", json.dumps(group, indent=1, sort_keys=True).encode() + b"\n")
+
+
+def _flatten(value: object, prefix: str = "") -> dict[str, object]:
+    if not isinstance(value, Mapping):
+        return {prefix: value}
+    flat: dict[str, object] = {}
+    for name, inner in value.items():
+        flat |= _flatten(inner, f"{prefix}.{name}" if prefix else str(name))
+    return flat
