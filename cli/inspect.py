@@ -1,0 +1,27 @@
+"""`samprior inspect`: draw a store's masks."""
+
+from pathlib import Path
+
+import click
+
+from samprior.cli.options import PathOption
+from samprior.cli.progress import progress
+
+
+@click.command("inspect")
+@click.argument("store", type=PathOption)
+@click.option("-o", "--out", default="report.html", show_default=True, type=PathOption)
+@click.option("--images", default=24, show_default=True, help="Images that are drawn.")
+def command(store: Path, out: Path, images: int) -> None:
+    """Draw a store as one self-contained HTML page, the strangest images first.
+
+    \b
+    samprior inspect stores/gopro -o report.html
+    """
+    from samprior.storage import MaskStore
+    from samprior.storage.inspect import write_report
+
+    opened = MaskStore.open(store)
+    with progress("drawing", "image") as advance:
+        write_report(opened, out, num_images=images, progress=advance)
+    click.echo(f"{out}")

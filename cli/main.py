@@ -1,0 +1,73 @@
+"""`samprior`: the list of commands. Each is imported only when it is used, so help is quick."""
+
+import importlib
+import sys
+from importlib.metadata import version
+
+import click
+
+from samprior.storage.errors import SampriorError
+
+COMMANDS = {
+    "precompute": ("precompute", "Segment a dataset once and keep all masks in a store."),
+    "import-masks": ("import_masks", "Make a store of masks that amg.py or SA-1B hold."),
+    "verify": ("verify", "Check every byte of a store; --repair drops what is broken."),
+    "inspect": ("inspect", "Draw a store's masks as one HTML page."),
+    "export": ("export", "Write a store as webdataset shards."),
+    "train": ("train", "Train a network and distil the masks into it."),
+    "evaluate": ("evaluate", "Score a checkpoint on a dataset, before and after."),
+    "restore": ("restore", "Restore pictures with a checkpoint."),
+    "doctor": ("doctor", "Say what this machine has and what is missing."),
+    "demo": ("demo", "Run the whole path on embedded photographs."),
+}
+"""Command: module below samprior.cli, one line of help (kept here so that help imports nothing)."""
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands by name and imports one when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All commands, in the order of use."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """The command of a name, imported now."""
+        if name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"samprior.cli.{COMMANDS[name][0]}")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Start with: samprior demo",
+)
+@click.version_option(version("samprior"), prog_name="samprior")
+def cli() -> None:
+    """Run SAM once over a dataset, keep its masks, distil them into the network you ship.
+
+    \b
+    samprior precompute --dataset gopro --root GOPRO_Large --split train --out stores/gopro
+    samprior train --config gopro.toml
+    samprior evaluate runs/gopro --dataset gopro --root GOPRO_Large --split test
+    """
+
+
+def main() -> None:
+    """Run the command line; our own errors become one line and their exit code."""
+    try:
+        cli()
+    except SampriorError as error:
+        click.echo(f"samprior: {error}", err=True)
+        sys.exit(error.exit_code)
+    except OSError as error:
+        # A full disk, a read-only folder: the system's own words name the file.
+        click.echo(f"samprior: {error}", err=True)
+        sys.exit(1)

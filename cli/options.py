@@ -1,0 +1,67 @@
+"""Options that several commands share, under one name each."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from samprior.pipeline.datasets import Dataset
+
+    F = TypeVar("F", bound=Callable[..., Any])
+
+ExistingStore = click.Path(path_type=Path)
+PathOption = click.Path(path_type=Path)
+
+
+def dataset_options(function: "F") -> "F":
+    """--dataset, --root, --split and the patterns of free layouts."""
+    for option in reversed(
+        (
+            click.option(
+                "--dataset",
+                required=True,
+                metavar="NAME",
+                help="gopro, sensenoise, rain or folder.",
+            ),
+            click.option(
+                "--root", required=True, type=PathOption, help="The dataset's folder."
+            ),
+            click.option("--split", help="train or test, where the layout has splits."),
+            click.option(
+                "--degraded-pattern",
+                metavar="PATTERN",
+                help="Where degraded files lie below the root, such as 'noisy/{key}.png'.",
+            ),
+            click.option(
+                "--clean-pattern",
+                metavar="PATTERN",
+                help="Where clean files lie, such as 'clean/{key}_gt.png'.",
+            ),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+def open_dataset(
+    dataset: str,
+    root: Path,
+    split: str | None,
+    degraded_pattern: str | None,
+    clean_pattern: str | None,
+) -> "Dataset":
+    """Find the dataset that `dataset_options` name, and say on stderr what was found."""
+    from samprior.pipeline.datasets import find_dataset
+
+    found = find_dataset(
+        dataset,
+        root,
+        split=split,
+        degraded_pattern=degraded_pattern,
+        clean_pattern=clean_pattern,
+    )
+    click.echo(f"{found.name}: {found.describe()}", err=True)
+    return found

@@ -1,0 +1,147 @@
+"""`samprior precompute`: segment a dataset once and keep the masks."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+from samprior.cli.options import PathOption, dataset_options, open_dataset
+from samprior.cli.progress import progress
+
+
+@click.command("precompute", short_help="Segment a dataset once and keep all masks.")
+@dataset_options
+@click.option("--out", required=True, type=PathOption, help="The store's folder.")
+@click.option("--segmenter", default="sam", show_default=True, help="sam or superpixel.")
+@click.option("--model", default="vit_h", show_default=True, help="vit_h, vit_l or vit_b.")
+@click.option("--checkpoint", type=PathOption, help="SAM's .pth file; else it is downloaded.")
+@click.option("--device", help="Where SAM runs; default: a GPU where there is one.")
+@click.option(
+    "--source",
+    type=click.Choice(["clean", "degraded"]),
+    default="clean",
+    show_default=True,
+    help="Which picture of a pair is segmented.",
+)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Segmenter setting, such as points_per_side=16.",
+)
+@click.option("--images-per-shard", default=32, show_default=True, help="Images of a shard.")
+@click.option("--workers", type=int, help="Ray workers; 0 runs without Ray.")
+@click.option("--dry-run", is_flag=True, help="Only say what it would take, from three probes.")
+@click.option("--allow-quarantine", is_flag=True, help="Exit 0 even if images were unusable.")
+def command(  # noqa: PLR0913  # one argument per option
+    dataset: str,
+    root: Path,
+    split: str | None,
+    degraded_pattern: str | None,
+    clean_pattern: str | None,
+    out: Path,
+    segmenter: str,
+    model: str,
+    checkpoint: Path | None,
+    device: str | None,
+    source: Literal["clean", "degraded"],
+    settings: tuple[str, ...],
+    images_per_shard: int,
+    workers: int | None,
+    dry_run: bool,
+    allow_quarantine: bool,
+) -> None:
+    """Segment every image of a dataset and keep the masks in a store.
+
+    Run the same command again after any interruption: finished shards are kept.
+
+    \b
+    samprior precompute --dataset gopro --root GOPRO_Large --split train --out stores/gopro
+    samprior precompute --dataset rain --root Rain13K --split train --out stores/rain --dry-run
+    samprior precompute --dataset folder --root my-data --out stores/mine \\
+        --degraded-pattern 'noisy/{key}.png' --clean-pattern 'clean/{key}.png' \\
+        --segmenter superpixel
+    """
+    from samprior.pipeline.makers import default_workers, segmenter_maker
+    from samprior.pipeline.plan import plan_header, plan_shards
+
+    found = open_dataset(dataset, root, split, degraded_pattern, clean_pattern)
+    maker = segmenter_maker(
+        segmenter,
+        settings=settings,
+        model=model,
+        checkpoint=checkpoint,
+        device=device,
+        progress=lambda title, unit: progress(title, unit),
+    )
+    plan = plan_shards(found.pairs, images_per_shard=images_per_shard)
+    if dry_run:
+        _dry_run(plan, maker, source)
+        return
+    header = plan_header(
+        plan,
+        dataset=found.name,
+        split=found.split,
+        segmenter=maker.describe(),
+        source=source,
+        images_per_shard=images_per_shard,
+    )
+    from samprior.pipeline.job import run_job
+
+    count, gpus = default_workers(maker) if workers is None else (workers, maker.gpus_per_worker)
+    with progress(f"segmenting ({segmenter})", "image") as advance:
+        result = run_job(
+            out,
+            plan,
+            header,
+            maker,
+            source=source,
+            workers=count,
+            gpus_per_worker=gpus,
+            progress=advance,
+        )
+    report(result, out, allow_quarantine=allow_quarantine)
+
+
+def report(result: Any, out: Path, *, allow_quarantine: bool) -> None:  # noqa: ANN401
+    """Print how a job ended; exit with 1 when images were quarantined and that isn't allowed."""
+    written = result.shards_written
+    click.echo(
+        f"{out}: {result.num_images} images in {result.num_shards} shards, "
+        f"{result.stored_bytes / 1e6:.1f} MB; "
+        + (f"{written} shards written now" if written else "nothing to do, all shards were there")
+    )
+    if not result.quarantined:
+        return
+    click.echo(f"{len(result.quarantined)} images quarantined:", err=True)
+    for key, reason in result.quarantined.items():
+        click.echo(f"  {key}: {reason}", err=True)
+    if not allow_quarantine:
+        click.echo(
+            "samprior: the others are stored. Mend the files and run the same command again, or "
+            "accept the loss with --allow-quarantine",
+            err=True,
+        )
+        raise click.exceptions.Exit(1)
+
+
+def _dry_run(plan: Any, maker: Any, source: Literal["clean", "degraded"]) -> None:  # noqa: ANN401
+    from samprior.pipeline.job import estimate
+
+    guess = estimate(plan, maker, source=source, paired=True)
+    num_images = sum(len(shard.pairs) for shard in plan)
+    total_s = guess.seconds_per_image * num_images
+    click.echo(
+        f"{num_images} images in {len(plan)} shards\n"
+        f"about {guess.seconds_per_image:.2f} s an image on one worker, "
+        f"{_duration(total_s)} in all\n"
+        f"about {guess.bytes_per_image * num_images / 1e6:.1f} MB in the store\n"
+        f"(from {guess.num_probes} probe images; nothing was written)"
+    )
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"

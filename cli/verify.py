@@ -1,0 +1,42 @@
+"""`samprior verify`: check a store."""
+
+from pathlib import Path
+
+import click
+
+from samprior.cli.options import PathOption
+from samprior.cli.progress import progress
+
+
+@click.command("verify")
+@click.argument("store", type=PathOption)
+@click.option("--repair", is_flag=True, help="Remove what is broken, so that it can be made anew.")
+@click.option("--seed", default=0, show_default=True, help="Chooses the images to decode.")
+def command(store: Path, repair: bool, seed: int) -> None:
+    """Check every byte of a store against its receipts and decode an image of each shard.
+
+    \b
+    samprior verify stores/gopro
+    samprior verify stores/gopro --repair    # then run the same precompute again
+    """
+    from samprior.storage.verify import verify_store
+
+    with progress("verifying", "shard") as advance:
+        found = verify_store(store, repair=repair, seed=seed, progress=advance)
+    click.echo(
+        f"{store}: {found.num_shards} of {found.planned_shards} shards whole, "
+        f"{found.num_images} images, {found.num_masks} masks, {found.stored_bytes / 1e6:.1f} MB, "
+        f"{len(found.quarantined)} quarantined"
+    )
+    for shard, problems in found.broken.items():
+        for problem in problems:
+            click.echo(f"  shard {shard}: {problem}", err=True)
+    for leftover in found.leftovers:
+        click.echo(f"  leftover of a killed writer: {leftover}", err=True)
+    if found.ok:
+        return
+    done = "removed what was broken; now run" if repair else "run it with --repair, then"
+    click.echo(
+        f"samprior: the store is not whole; {done} the same `samprior precompute` again", err=True
+    )
+    raise click.exceptions.Exit(1)

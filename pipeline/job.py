@@ -1,0 +1,274 @@
+"""Carry a plan out: Ray actors write shards, receipts come back, nothing finished is done again.
+
+Paths go in and receipts come out; no pixel enters Ray's object store. The same worker class runs
+in this process with `workers=0`, for debugging and for machines without Ray.
+"""
+
+import fcntl
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from samprior.pipeline.datasets import Pair
+from samprior.pipeline.plan import (
+    ShardPlan,
+    Source,
+    input_bytes,
+    pending,
+)
+from samprior.storage.errors import ImageError, StoreError
+from samprior.storage.files import remove_drafts
+from samprior.storage.images import Rgb, read_rgb
+from samprior.storage.manifest import (
+    Header,
+    Receipt,
+    read_header,
+    read_receipts,
+    write_header,
+)
+from samprior.storage.masks import MaskSet
+from samprior.storage.writer import Record, write_shard
+
+MasksOf = Callable[[Pair, Rgb], MaskSet]
+"""Masks of a pair, given the picture that is to be segmented."""
+
+Progress = Callable[[int, int], None]
+"""Called with (images finished by this run, images this run has to do)."""
+
+MAX_LOSSES = 2
+"""A shard whose worker died this often is given up; one loss may be the machine's fault."""
+
+
+class MaskMaker(Protocol):
+    """Where masks come from: a segmenter, or masks that somebody made before. Pickled to actors."""
+
+    def describe(self) -> dict[str, Any]:
+        """Everything that determines the masks, as JSON; part of the store's fingerprint."""
+
+    def build(self) -> MasksOf:
+        """Load what is needed; called once per worker."""
+
+
+@dataclass
+class JobResult:
+    """What a finished job did."""
+
+    num_images: int
+    """Images stored, this run and before."""
+    shards_written: int
+    """Shards this run wrote."""
+    num_shards: int
+    quarantined: dict[str, str] = field(default_factory=dict)
+    """Reason for each image that could not be used, this run and before."""
+    stored_bytes: int = 0
+    elapsed_s: float = 0.0
+
+
+class ShardWorker:
+    """Writes shards, one at a time; lives in an actor, or in this process."""
+
+    def __init__(
+        self,
+        root: Path,
+        maker: MaskMaker,
+        *,
+        source: Source,
+        paired: bool,
+        num_threads: int | None = None,
+    ) -> None:
+        if num_threads is not None:
+            _limit_threads(num_threads)
+        self.root = root
+        self.source = source
+        self.paired = paired
+        self.on_image: Callable[[], None] | None = None
+        self.images_done = 0
+        self.masks_of = maker.build()
+
+    def count(self) -> int:
+        """Images of the shard at hand that are finished; an actor answers while it writes."""
+        return self.images_done
+
+    def write(self, shard: ShardPlan) -> Receipt:
+        """Segment and store a shard; images that can't be used are quarantined with the reason."""
+        records, quarantined = [], {}
+        self.images_done = 0
+        for pair in shard.pairs:
+            try:
+                records.append(self._record(pair))
+            except MemoryError:
+                raise
+            except Exception as error:  # whatever one image does, the others are still wanted
+                quarantined[pair.key] = _reason(error)
+            self.images_done += 1
+            if self.on_image:
+                self.on_image()
+        return write_shard(
+            self.root,
+            shard.shard,
+            records,
+            paired=self.paired,
+            inputs={pair.key: input_bytes(pair) for pair in shard.pairs},
+            quarantined=quarantined,
+        )
+
+    def _record(self, pair: Pair) -> Record:
+        clean = read_rgb(pair.clean)
+        degraded = read_rgb(pair.degraded) if self.paired else clean
+        if degraded.shape != clean.shape:
+            raise ImageError(
+                f"{pair.degraded} is {degraded.shape[1]}x{degraded.shape[0]}, {pair.clean} is "
+                f"{clean.shape[1]}x{clean.shape[0]}; a pair must be of one size"
+            )
+        masks = self.masks_of(pair, clean if self.source == "clean" else degraded)
+        return Record(key=pair.key, degraded=degraded, clean=clean, masks=masks)
+
+
+def run_job(
+    out: Path,
+    plan: Sequence[ShardPlan],
+    header: Header,
+    maker: MaskMaker,
+    *,
+    source: Source = "clean",
+    workers: int = 1,
+    gpus_per_worker: float = 0.0,
+    progress: Progress | None = None,
+) -> JobResult:
+    """Bring the store at `out` to the state the plan describes; finished shards are kept.
+
+    Args:
+        out: the store's folder, made if missing.
+        plan: all shards of the store.
+        header: what the store is made of; must be that of an existing store at `out`.
+        maker: where the masks come from.
+        source: the picture of each pair that is segmented.
+        workers: Ray actors; 0 runs in this process.
+        gpus_per_worker: GPUs reserved for each actor.
+        progress: called as images are finished.
+
+    Raises:
+        StoreError: `out` holds something else, another job writes to it, or writing failed.
+    """
+    started = time.monotonic()
+    _claim(out, header)
+    with _only_writer(out):
+        for folder in (out, out / "shards", out / "receipts"):
+            remove_drafts(folder)
+        todo = pending(plan, read_receipts(out))
+        arguments = {"source": source, "paired": header.paired}
+        if todo and workers:
+            from samprior.pipeline.cluster import run_on_ray
+
+            run_on_ray(todo, (out, maker), arguments, workers, gpus_per_worker, progress)
+        elif todo:
+            _run_here(todo, ShardWorker(out, maker, source=source, paired=header.paired), progress)
+        receipts = read_receipts(out)
+    return JobResult(
+        num_images=sum(len(receipt.keys) for receipt in receipts.values()),
+        shards_written=len(todo),
+        num_shards=len(plan),
+        quarantined={k: v for r in receipts.values() for k, v in r.quarantined.items()},
+        stored_bytes=sum(receipt.stored_bytes for receipt in receipts.values()),
+        elapsed_s=time.monotonic() - started,
+    )
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a job would cost, from a few probe images."""
+
+    num_probes: int
+    seconds_per_image: float
+    """On one worker, the loading of the segmenter left out."""
+    bytes_per_image: float
+
+
+def estimate(
+    plan: Sequence[ShardPlan],
+    maker: MaskMaker,
+    *,
+    source: Source,
+    paired: bool,
+    num_probes: int = 3,
+) -> Estimate:
+    """Segment and store evenly spaced images in a temporary folder, and measure.
+
+    Raises:
+        ImageError: none of the probes could be used.
+    """
+    pairs = [pair for shard in plan for pair in shard.pairs]
+    places = np.linspace(0, len(pairs) - 1, min(num_probes, len(pairs))).round().astype(int)
+    probes = ShardPlan(0, tuple(pairs[place] for place in places))
+    with tempfile.TemporaryDirectory(prefix="samprior-probe-") as folder:
+        worker = ShardWorker(Path(folder), maker, source=source, paired=paired)
+        started = time.monotonic()
+        receipt = worker.write(probes)
+        elapsed_s = time.monotonic() - started
+    if not receipt.keys:
+        raise ImageError("no probe image could be used: " + "; ".join(receipt.quarantined.values()))
+    return Estimate(
+        num_probes=len(receipt.keys),
+        seconds_per_image=elapsed_s / len(probes.pairs),
+        bytes_per_image=receipt.stored_bytes / len(receipt.keys),
+    )
+
+
+def _run_here(todo: Sequence[ShardPlan], worker: ShardWorker, progress: Progress | None) -> None:
+    num_images = sum(len(shard.pairs) for shard in todo)
+    done = count(1)
+    if progress:
+        worker.on_image = lambda: progress(next(done), num_images)
+    for shard in todo:
+        worker.write(shard)
+
+
+def _claim(out: Path, header: Header) -> None:
+    """Make the store, or make sure that the one at `out` is the plan's."""
+    if not (out / "zarr.json").exists():
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise StoreError(f"{out} exists and is no samprior store; choose another --out")
+        write_header(out, header)
+        return
+    found = read_header(out)
+    if found.fingerprint != header.fingerprint:
+        raise StoreError(
+            f"{out} was made with other settings ({'; '.join(found.difference(header)[:3])}); "
+            "choose another --out, or remove it first"
+        )
+
+
+@contextmanager
+def _only_writer(out: Path) -> Iterator[None]:
+    """Hold the store's lock; the system frees it even when this process is killed."""
+    lock = out / ".lock"
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise StoreError(f"another job is writing to {out}; wait until it has ended") from error
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, ImageError) else f"{type(error).__name__}: {error}"
+
+
+def _limit_threads(num_threads: int) -> None:
+    os.environ["OMP_NUM_THREADS"] = str(num_threads)
+    import torch
+
+    torch.set_num_threads(num_threads)

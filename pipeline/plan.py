@@ -1,0 +1,91 @@
+"""Plan a job: which images go to which shard, and what is left to do. Pure: no Ray, no writing."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from samprior.pipeline.datasets import Pair
+from samprior.storage.errors import UsageError
+from samprior.storage.manifest import Header, Receipt
+
+Source = Literal["clean", "degraded"]
+"""Which picture of a pair is segmented."""
+
+IMAGES_PER_SHARD = 32
+"""A 1280x720 shard then has three objects of 60 to 90 MB and GoPro's training set 66 shards."""
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """The pairs of one shard."""
+
+    shard: int
+    pairs: tuple[Pair, ...]
+
+
+def plan_shards(
+    pairs: Sequence[Pair], *, images_per_shard: int = IMAGES_PER_SHARD
+) -> list[ShardPlan]:
+    """Cut the pairs, in order, into shards of `images_per_shard`; the last may be smaller.
+
+    Raises:
+        UsageError: images_per_shard below 1.
+    """
+    if images_per_shard < 1:
+        raise UsageError(f"images per shard must be at least 1, got {images_per_shard}")
+    return [
+        ShardPlan(shard, tuple(pairs[start : start + images_per_shard]))
+        for shard, start in enumerate(range(0, len(pairs), images_per_shard))
+    ]
+
+
+def plan_header(
+    plan: Sequence[ShardPlan],
+    *,
+    dataset: str,
+    split: str | None,
+    segmenter: Mapping[str, Any],
+    source: Source,
+    images_per_shard: int = IMAGES_PER_SHARD,
+    paired: bool = True,
+) -> Header:
+    """The header of the store that this plan makes.
+
+    The listing enters by keys, not by paths or contents: a moved dataset is the same dataset, and
+    a mended image is found by its size (see `pending`).
+    """
+    keys = [pair.key for shard in plan for pair in shard.pairs]
+    return Header(
+        num_images=len(keys),
+        num_shards=len(plan),
+        images_per_shard=images_per_shard,
+        paired=paired,
+        made_of={
+            "dataset": {
+                "name": dataset,
+                "split": split,
+                "listing_sha256": hashlib.sha256("\n".join(keys).encode()).hexdigest(),
+            },
+            "segmenter": dict(segmenter),
+            "source": source,
+        },
+    )
+
+
+def pending(plan: Sequence[ShardPlan], receipts: Mapping[int, Receipt]) -> list[ShardPlan]:
+    """The shards still to do: those without a receipt, or whose input files changed size."""
+    return [
+        shard
+        for shard in plan
+        if shard.shard not in receipts
+        or dict(receipts[shard.shard].inputs) != {p.key: input_bytes(p) for p in shard.pairs}
+    ]
+
+
+def input_bytes(pair: Pair) -> tuple[int, int]:
+    """Bytes of the degraded and the clean file; 0 for one that is missing."""
+    degraded, clean = (
+        path.stat().st_size if path.is_file() else 0 for path in (pair.degraded, pair.clean)
+    )
+    return degraded, clean

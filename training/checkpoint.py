@@ -1,0 +1,126 @@
+"""Checkpoints: safetensors files with one JSON record, written whole, equal for equal runs.
+
+Nothing is pickled, so a checkpoint from elsewhere can't run code, and the bytes don't depend on
+whether the run was broken off in between.
+"""
+
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from samprior.storage.errors import CheckpointError
+from samprior.storage.files import write_bytes
+from samprior.training.networks import build_network
+
+Tensors = dict[str, Tensor]
+_RECORD = "samprior"  # one metadata key: safetensors does not keep the order of several
+
+
+def save_checkpoint(file: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
+    """Write tensors by name and a JSON record to `file`, whole or not at all."""
+    flat = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
+    metadata = {_RECORD: json.dumps(record, sort_keys=True)}
+    write_bytes(file, safetensors.torch.save(flat, metadata))
+
+
+def load_checkpoint(file: Path) -> tuple[Tensors, dict[str, Any]]:
+    """Read what `save_checkpoint` wrote, on the CPU.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or not samprior's.
+    """
+    try:
+        with safe_open(file, framework="pt") as content:
+            record = json.loads((content.metadata() or {})[_RECORD])
+            return {name: content.get_tensor(name) for name in content.keys()}, record  # noqa: SIM118  # no mapping
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{file} does not exist; train one with `samprior train`") from error
+    except KeyError as error:
+        raise CheckpointError(f"{file} is a safetensors file, but not one of samprior's") from error
+    except (OSError, SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{file} is no checkpoint of samprior ({error})") from error
+
+
+def load_network(
+    path: Path, *, name: str | None = None, preset: str | None = None
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The network of a checkpoint, in eval mode on the CPU, and the checkpoint's record.
+
+    Args:
+        path: a model.safetensors of ours, a run's folder that holds one, or an official .pth
+            file, for which `name` and `preset` say what it is.
+        name: architecture of an official file.
+        preset: shape of an official file.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or for another network.
+    """
+    file = path / "model.safetensors" if path.is_dir() else path
+    if file.suffix in (".pth", ".pt", ".ckpt"):
+        if name is None:
+            raise CheckpointError(f"{file}: say what it is with --network and --preset")
+        network = build_network(name, preset=preset)
+        load_strictly(network, read_official(file), file)
+        return network.eval(), {"network": {"name": name, "preset": preset}, "origin": file.name}
+    tensors, record = load_checkpoint(file)
+    if "network" not in record:
+        raise CheckpointError(f"{file} holds no network to run; use the run's model.safetensors")
+    made = record["network"]
+    network = build_network(made["name"], preset=made["preset"], **made["settings"])
+    load_strictly(network, tensors, file)
+    return network.eval(), record
+
+
+def read_official(file: Path) -> Tensors:
+    """The weights in a published .pth file, without running any code it may hold.
+
+    `{"params": ...}` (NAFNet, Restormer), `{"state_dict": ...}` (Uformer) and bare state dicts
+    are known; the `module.` that DataParallel leaves before each key is taken off.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or holds more than tensors.
+    """
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{file} does not exist") from error
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{file} can't be read as plain weights ({reason})") from error
+    for wrapper in ("params", "state_dict"):
+        if isinstance(content, dict) and wrapper in content:
+            content = content[wrapper]
+    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
+        raise CheckpointError(f"{file} holds no state dict of tensors")
+    return {name.removeprefix("module."): tensor for name, tensor in content.items()}
+
+
+def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], origin: Path) -> None:
+    """Load a state dict whose keys and shapes must all fit.
+
+    Raises:
+        CheckpointError: they don't; the message says how many and shows some.
+    """
+    wanted = module.state_dict()
+    wrong = [
+        *(f"{name} is missing" for name in wanted.keys() - tensors.keys()),
+        *(f"{name} is not known" for name in tensors.keys() - wanted.keys()),
+        *(
+            f"{name} is {tuple(tensors[name].shape)}, not {tuple(wanted[name].shape)}"
+            for name in wanted.keys() & tensors.keys()
+            if tensors[name].shape != wanted[name].shape
+        ),
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"{origin} does not fit the network: {len(wrong)} differences, such as "
+            f"{'; '.join(sorted(wrong)[:3])}"
+        )
+    module.load_state_dict(dict(tensors))

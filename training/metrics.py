@@ -1,0 +1,157 @@
+"""PSNR and SSIM of restored images, by scikit-image, each with the protocol it was taken under."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from skimage.color import rgb2ycbcr
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from samprior.storage.errors import UsageError
+from samprior.training.choices import check_choice
+
+Picture: TypeAlias = npt.NDArray[np.uint8] | npt.NDArray[np.floating]
+"""(H, W, 3) RGB: uint8, or floats in [0, 1]."""
+
+Space = Literal["rgb", "y"]
+
+PROTOCOL = (
+    "PSNR = 10 log10(R² / MSE) over all pixels and channels; SSIM (Wang et al. 2004) with a "
+    "Gaussian window of sigma 1.5 (11x11), population covariance, K1 = 0.01, K2 = 0.03, mean over "
+    "the channels and all pixels at least 5 from the edge. Space rgb: R = 255 for uint8, 1 for "
+    "floats. Space y: BT.601 luma in [16, 235], R = 255. border_px pixels are cut from each side "
+    "first. Computed by scikit-image in double precision; scores of a set are means over images."
+)
+"""How the numbers of this module are made, in words."""
+
+_SSIM_WINDOW_PX = 11
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """Quality of one restored image, or the mean over several, with its protocol."""
+
+    psnr_db: float
+    """Peak signal-to-noise ratio in dB; inf for identical images."""
+
+    ssim: float
+    """Structural similarity, at most 1."""
+
+    space: Space
+    """`rgb`, or `y` for the luma alone."""
+
+    border_px: int
+    """Pixels left out along each side."""
+
+    num_images: int = 1
+    """How many images the means are over."""
+
+
+def psnr(restored: Picture, clean: Picture, *, space: Space = "rgb", border_px: int = 0) -> float:
+    """PSNR in dB of two (H, W, 3) pictures, both uint8 or both floats in [0, 1]; see `PROTOCOL`.
+
+    Identical pictures give inf.
+
+    Raises:
+        UsageError: other shapes or types, floats outside [0, 1], or a border that leaves nothing.
+    """
+    ours, truth, data_range = _comparable(restored, clean, space, border_px)
+    with np.errstate(divide="ignore"):
+        ratio = peak_signal_noise_ratio(truth, ours, data_range=data_range)  # type: ignore[no-untyped-call]
+    return float(ratio)
+
+
+def ssim(restored: Picture, clean: Picture, *, space: Space = "rgb", border_px: int = 0) -> float:
+    """SSIM of two (H, W, 3) pictures, both uint8 or both floats in [0, 1]; see `PROTOCOL`.
+
+    Raises:
+        UsageError: as `psnr`, or less than 11 pixels along a side.
+    """
+    ours, truth, data_range = _comparable(restored, clean, space, border_px)
+    if min(ours.shape[:2]) < _SSIM_WINDOW_PX:
+        raise UsageError(
+            f"SSIM needs at least {_SSIM_WINDOW_PX}x{_SSIM_WINDOW_PX} pixels, got "
+            f"{ours.shape[0]}x{ours.shape[1]} inside a border of {border_px}"
+        )
+    similarity = structural_similarity(  # type: ignore[no-untyped-call]
+        truth,
+        ours,
+        data_range=data_range,
+        channel_axis=2 if ours.ndim == 3 else None,
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+    )
+    return float(similarity)
+
+
+def score(restored: Picture, clean: Picture, *, space: Space = "rgb", border_px: int = 0) -> Score:
+    """PSNR and SSIM together; raises what they raise."""
+    return Score(
+        psnr_db=psnr(restored, clean, space=space, border_px=border_px),
+        ssim=ssim(restored, clean, space=space, border_px=border_px),
+        space=space,
+        border_px=border_px,
+    )
+
+
+def mean_score(scores: Sequence[Score]) -> Score:
+    """The mean over images of scores taken under one protocol.
+
+    Raises:
+        UsageError: no score, or scores of different protocols.
+    """
+    protocols = {(one.space, one.border_px) for one in scores}
+    if len(protocols) != 1:
+        raise UsageError(
+            f"a mean needs scores of one space and border, got {sorted(protocols) or 'none'}"
+        )
+    (space, border_px), num_images = protocols.pop(), sum(one.num_images for one in scores)
+    return Score(
+        psnr_db=sum(one.psnr_db * one.num_images for one in scores) / num_images,
+        ssim=sum(one.ssim * one.num_images for one in scores) / num_images,
+        space=space,
+        border_px=border_px,
+        num_images=num_images,
+    )
+
+
+def _comparable(
+    restored: Picture, clean: Picture, space: Space, border_px: int
+) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.generic], float]:
+    """Both pictures without border, in the wanted space, and the range R of their values."""
+    check_choice("space", space, ("rgb", "y"))
+    if restored.shape != clean.shape or clean.ndim != 3 or clean.shape[2] != 3:
+        raise UsageError(
+            f"pictures to compare must both be (H, W, 3), got {restored.shape} and {clean.shape}"
+        )
+    if border_px < 0 or 2 * border_px >= min(clean.shape[:2]):
+        raise UsageError(
+            f"a border of {border_px} px doesn't fit {clean.shape[0]}x{clean.shape[1]} pictures"
+        )
+    height, width = clean.shape[:2]
+    window = np.s_[border_px : height - border_px, border_px : width - border_px]
+    ours, truth = _checked(restored)[window], _checked(clean)[window]
+    if ours.dtype != truth.dtype:
+        raise UsageError(
+            f"pictures to compare must have one type, got {restored.dtype} and {clean.dtype}"
+        )
+    if space == "y":
+        return rgb2ycbcr(ours)[:, :, 0], rgb2ycbcr(truth)[:, :, 0], 255.0
+    return ours, truth, 255.0 if ours.dtype == np.uint8 else 1.0
+
+
+def _checked(picture: Picture) -> npt.NDArray[np.uint8] | npt.NDArray[np.float64]:
+    """The picture as uint8, or as float64 in [0, 1]."""
+    if picture.dtype == np.uint8:
+        return picture.astype(np.uint8, copy=False)
+    if not np.issubdtype(picture.dtype, np.floating):
+        raise UsageError(f"pictures must be uint8 or floats in [0, 1], got {picture.dtype}")
+    if picture.size and not (picture.min() >= 0 and picture.max() <= 1):
+        raise UsageError(
+            f"pictures of floats must lie in [0, 1], got {picture.min()} to {picture.max()}; "
+            "clip them as saving would, or pass uint8"
+        )
+    return picture.astype(np.float64, copy=False)

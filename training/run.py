@@ -1,0 +1,143 @@
+"""A whole run: its stages in order, the files it leaves, and the comparison that counts."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from samprior.storage import MaskStore
+from samprior.storage.errors import ConfigError
+from samprior.storage.files import write_bytes
+from samprior.training.checkpoint import (
+    load_checkpoint,
+    load_strictly,
+    read_official,
+    save_checkpoint,
+)
+from samprior.training.config import TrainConfig, to_toml
+from samprior.training.loop import Progress, StageResult, run_stage
+from samprior.training.restore import pick_device
+from samprior.training.stages import (
+    STAGES_OF_MODE,
+    Stage,
+    Teacher,
+    base_stage,
+    build_networks,
+    control_stage,
+    distill_stage,
+    fusion_stage,
+)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended."""
+
+    stages: dict[str, StageResult]
+    shipped: Path
+    """The network that ships: distilled if the run distils, else the last one trained."""
+    protocol: str
+    """What the stages' PSNR means."""
+
+    @property
+    def gain_db(self) -> float | None:
+        """Distilled against control, both trained equally long; None unless both were scored."""
+        distilled, control = self.stages.get("distill"), self.stages.get("control")
+        if distilled is None or control is None:
+            return None
+        if distilled.psnr_db is None or control.psnr_db is None:
+            return None
+        return distilled.psnr_db - control.psnr_db
+
+
+def train(config: TrainConfig, *, progress: Progress | None = None) -> RunResult:
+    """Run every stage of `config.mode`; finished stages are loaded, unfinished ones go on.
+
+    Writes below `config.out`: config.toml, one folder per stage, model.safetensors (the network
+    that ships) and summary.json.
+
+    Raises:
+        ConfigError, StoreError, CheckpointError: settings, stores and files that don't fit.
+        TrainingError: the loss is no longer finite.
+    """
+    device = pick_device(config.device)
+    if config.precision == "fp16" and device.type != "cuda":
+        raise ConfigError(f"precision fp16 needs a GPU, the device is {device}; use bf16 or fp32")
+    store = MaskStore.open(config.data.train).require_complete()
+    validation = None
+    if config.data.validation is not None:
+        validation = MaskStore.open(config.data.validation).require_complete()
+    network, teacher = build_networks(config)
+    if config.network.init is not None:
+        load_strictly(network, _initial_weights(config.network.init), config.network.init)
+    write_bytes(config.out / "config.toml", to_toml(config.model_dump(mode="json")).encode())
+
+    results: dict[str, StageResult] = {}
+    shipped = config.out / "base" / "model.safetensors"
+    for name in STAGES_OF_MODE[config.mode]:
+        stage = _stage(name, config, network, teacher, shipped)
+        about = _record(config, store, stage)
+        results[name] = run_stage(
+            stage, config, store, validation, device, record=about, progress=progress
+        )
+        file = config.out / name / "model.safetensors"
+        save_checkpoint(file, stage.learns.state_dict(), _model_record(about, stage))
+    last = "distill" if "distill" in results else STAGES_OF_MODE[config.mode][-1]
+    model = config.out / "model.safetensors"
+    write_bytes(model, (config.out / last / "model.safetensors").read_bytes())
+    count = len(validation) if validation else 0
+    protocol = f"mean PSNR of {count} whole validation images, RGB, 8 bit"
+    result = RunResult(results, model, protocol)
+    write_bytes(config.out / "summary.json", _summary(result, about).encode())
+    return result
+
+
+def _stage(
+    name: str, config: TrainConfig, network: nn.Module, teacher: Teacher, base: Path
+) -> Stage:
+    """The stage of a name; all but the first start from the base network's weights."""
+    if name == "base":
+        return base_stage(config, network)
+    load_strictly(network, load_checkpoint(base)[0], base)
+    if name == "control":
+        return control_stage(config, network)
+    if name == "fusion":
+        # The teacher's network starts as the one it is to refine: self-distillation.
+        teacher.network2.load_state_dict(network.state_dict())
+        return fusion_stage(config, network, teacher)
+    return distill_stage(config, network, teacher)
+
+
+def _initial_weights(file: Path) -> dict[str, torch.Tensor]:
+    return load_checkpoint(file)[0] if file.suffix == ".safetensors" else read_official(file)
+
+
+def _record(config: TrainConfig, store: MaskStore, stage: Stage) -> dict[str, Any]:
+    """What the checkpoints of a stage say about how they were made."""
+    return {
+        "stage": stage.name,
+        "config": config.identity(stage.name),
+        "store_fingerprint": store.fingerprint,
+        "masks": dict(store.header.made_of),
+        "analyzer": stage.analyzer,
+    }
+
+
+def _model_record(about: dict[str, Any], stage: Stage) -> dict[str, Any]:
+    """The record of finished weights; only those of network 1 say how to build it."""
+    if stage.restores_with_masks:
+        return about
+    return {**about, "network": about["config"]["network"]}
+
+
+def _summary(result: RunResult, record: dict[str, Any]) -> str:
+    summary = {
+        **record,
+        "stages": {name: asdict(stage) for name, stage in result.stages.items()},
+        "gain_over_control_db": result.gain_db,
+        "protocol": result.protocol,
+    }
+    return json.dumps(summary, indent=1) + "\n"
