@@ -5,7 +5,6 @@ import platform
 import shutil
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import click
 
@@ -53,14 +52,14 @@ def _gpu() -> str:
 
 
 def _cache() -> Iterator[tuple[bool, str]]:
-    from samprior.pipeline.checkpoints import CHECKPOINTS, cache_folder
+    from samprior.pipeline.checkpoints import CHECKPOINTS, default_cache
 
-    folder = cache_folder()
+    folder = default_cache()
     place = folder
     while not place.exists():
         place = place.parent
     free_gb = shutil.disk_usage(place).free / 1e9
     yield os.access(place, os.W_OK), f"cache {folder}, {free_gb:.0f} GB free"
     for model, checkpoint in CHECKPOINTS.items():
-        there = (Path(folder) / checkpoint.file_name).exists()
+        there = (folder / checkpoint.file).exists()
         yield True, f"SAM {model}: {'in the cache' if there else 'not yet downloaded'}"

@@ -24,7 +24,7 @@ from samprior.cli.progress import progress
 @click.option("--network", help="Architecture of an official .pth checkpoint.")
 @click.option("--preset", help="Shape of an official .pth checkpoint, such as gopro_w32.")
 @click.option("--out", type=PathOption, help="Folder for scores.csv and scores.json.")
-def command(  # noqa: PLR0913  # one argument per option
+def command(  # one argument per option
     checkpoint: Path,
     dataset: str,
     root: Path,

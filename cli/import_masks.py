@@ -20,7 +20,7 @@ from samprior.cli.progress import progress
 @click.option("--clean-pattern", metavar="PATTERN", help="As for precompute.")
 @click.option("--out", required=True, type=PathOption, help="The store's folder.")
 @click.option("--allow-quarantine", is_flag=True, help="Exit 0 even if images were unusable.")
-def command(  # noqa: PLR0913  # one argument per option
+def command(  # one argument per option
     amg: Path | None,
     image: Path | None,
     sa1b: Path | None,
@@ -42,16 +42,19 @@ def command(  # noqa: PLR0913  # one argument per option
     samprior import-masks --sa1b sa_000020 --out stores/sa1b
     samprior import-masks --amg out --dataset rain --root Rain13K --split train --out stores/rain
     """
-    from samprior.pipeline.job import run_job
+    from samprior.pipeline.datasets import Pair
+    from samprior.pipeline.job import MaskMaker, run_job
     from samprior.pipeline.makers import amg_dataset, amg_image, sa1b_folder
     from samprior.pipeline.plan import plan_header, plan_shards
     from samprior.storage.errors import UsageError
 
     name, found_split = "images", None
+    pairs: list[Pair]
+    maker: MaskMaker
     if amg and dataset and root and not (image or sa1b):
         found = open_dataset(dataset, root, split, degraded_pattern, clean_pattern)
         name, found_split = found.name, found.split
-        pairs, maker = found.pairs, amg_dataset(amg)
+        pairs, maker = list(found.pairs), amg_dataset(amg, found.pairs)
     elif amg and image and not (sa1b or dataset):
         pairs, maker = amg_image(amg, image)
     elif sa1b and not (amg or image or dataset):

@@ -26,9 +26,7 @@ def dataset_options(function: "F") -> "F":
                 metavar="NAME",
                 help="gopro, sensenoise, rain or folder.",
             ),
-            click.option(
-                "--root", required=True, type=PathOption, help="The dataset's folder."
-            ),
+            click.option("--root", required=True, type=PathOption, help="The dataset's folder."),
             click.option("--split", help="train or test, where the layout has splits."),
             click.option(
                 "--degraded-pattern",
@@ -58,7 +56,7 @@ def open_dataset(
 
     found = find_dataset(
         dataset,
-        root,
+        root.absolute(),  # Ray workers may run elsewhere
         split=split,
         degraded_pattern=degraded_pattern,
         clean_pattern=clean_pattern,

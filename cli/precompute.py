@@ -1,12 +1,16 @@
 """`samprior precompute`: segment a dataset once and keep the masks."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from samprior.cli.options import PathOption, dataset_options, open_dataset
 from samprior.cli.progress import progress
+
+if TYPE_CHECKING:
+    from samprior.pipeline.job import JobResult, MaskMaker
+    from samprior.pipeline.plan import ShardPlan, Source
 
 
 @click.command("precompute", short_help="Segment a dataset once and keep all masks.")
@@ -34,7 +38,7 @@ from samprior.cli.progress import progress
 @click.option("--workers", type=int, help="Ray workers; 0 runs without Ray.")
 @click.option("--dry-run", is_flag=True, help="Only say what it would take, from three probes.")
 @click.option("--allow-quarantine", is_flag=True, help="Exit 0 even if images were unusable.")
-def command(  # noqa: PLR0913  # one argument per option
+def command(  # one argument per option
     dataset: str,
     root: Path,
     split: str | None,
@@ -63,18 +67,19 @@ def command(  # noqa: PLR0913  # one argument per option
         --degraded-pattern 'noisy/{key}.png' --clean-pattern 'clean/{key}.png' \\
         --segmenter superpixel
     """
-    from samprior.pipeline.makers import default_workers, segmenter_maker
+    from samprior.pipeline.makers import segmenter_maker, worker_pool
     from samprior.pipeline.plan import plan_header, plan_shards
 
     found = open_dataset(dataset, root, split, degraded_pattern, clean_pattern)
-    maker = segmenter_maker(
-        segmenter,
-        settings=settings,
-        model=model,
-        checkpoint=checkpoint,
-        device=device,
-        progress=lambda title, unit: progress(title, unit),
-    )
+    with progress(f"downloading {model}", "byte") as download:
+        maker = segmenter_maker(
+            segmenter,
+            settings=settings,
+            model=model,
+            checkpoint=checkpoint,
+            device=device,
+            progress=lambda done, total: download(done, total or done),
+        )
     plan = plan_shards(found.pairs, images_per_shard=images_per_shard)
     if dry_run:
         _dry_run(plan, maker, source)
@@ -89,7 +94,7 @@ def command(  # noqa: PLR0913  # one argument per option
     )
     from samprior.pipeline.job import run_job
 
-    count, gpus = default_workers(maker) if workers is None else (workers, maker.gpus_per_worker)
+    count, gpus_per_worker = worker_pool(maker, workers)
     with progress(f"segmenting ({segmenter})", "image") as advance:
         result = run_job(
             out,
@@ -98,13 +103,13 @@ def command(  # noqa: PLR0913  # one argument per option
             maker,
             source=source,
             workers=count,
-            gpus_per_worker=gpus,
+            gpus_per_worker=gpus_per_worker,
             progress=advance,
         )
     report(result, out, allow_quarantine=allow_quarantine)
 
 
-def report(result: Any, out: Path, *, allow_quarantine: bool) -> None:  # noqa: ANN401
+def report(result: "JobResult", out: Path, *, allow_quarantine: bool) -> None:
     """Print how a job ended; exit with 1 when images were quarantined and that isn't allowed."""
     written = result.shards_written
     click.echo(
@@ -126,7 +131,7 @@ def report(result: Any, out: Path, *, allow_quarantine: bool) -> None:  # noqa: 
         raise click.exceptions.Exit(1)
 
 
-def _dry_run(plan: Any, maker: Any, source: Literal["clean", "degraded"]) -> None:  # noqa: ANN401
+def _dry_run(plan: "list[ShardPlan]", maker: "MaskMaker", source: "Source") -> None:
     from samprior.pipeline.job import estimate
 
     guess = estimate(plan, maker, source=source, paired=True)

@@ -43,12 +43,12 @@ def progress(title: str, unit: str) -> Iterator[Advance]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[remark]}"),
     )
+    pace = _Pace()
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(title, total=None, rate="", remark="")
-        started = time.monotonic()
 
         def advance(done: int, total: int, remark: str = "") -> None:
-            rate = f"{done / max(time.monotonic() - started, 1e-9):.2f} {unit}/s"
+            rate = f"{pace.per_second(done):.2f} {unit}/s"
             bar.update(task, completed=done, total=total, rate=rate)
             if remark:
                 bar.update(task, remark=remark)
@@ -56,25 +56,39 @@ def progress(title: str, unit: str) -> Iterator[Advance]:
         yield advance
 
 
+class _Pace:
+    """Rate since the first call; what an earlier run did is not counted."""
+
+    def __init__(self) -> None:
+        self.first: tuple[float, int] | None = None
+
+    def per_second(self, done: int) -> float:
+        now = time.monotonic()
+        if self.first is None:
+            self.first = (now, 0 if done == 1 else done)
+        started, there_before = self.first
+        return (done - there_before) / max(now - started, 1e-3)
+
+
 class _Lines:
     def __init__(self, title: str, unit: str) -> None:
         self.title, self.unit = title, unit
-        self.started = time.monotonic()
-        self.said = self.started
+        self.pace = _Pace()
+        self.said = time.monotonic()
         self.remark = ""
+        self.ended = False
 
     def __call__(self, done: int, total: int, remark: str = "") -> None:
         self.remark = remark or self.remark
         now = time.monotonic()
-        if done < total and now - self.said < LINE_EVERY_S:
+        rate = self.pace.per_second(done)
+        if self.ended or (done < total and now - self.said < LINE_EVERY_S):
             return
         self.said = now
-        elapsed_s = max(now - self.started, 1e-9)
-        rate = done / elapsed_s
-        left_s = (total - done) / rate if rate else 0.0
-        print(
-            f"{self.title}: {done}/{total} {self.unit}s, {rate:.2f}/s, "
-            f"{left_s:.0f} s left {self.remark}".rstrip(),
-            file=sys.stderr,
-            flush=True,
-        )
+        self.ended = done == total
+        if rate:
+            speed = f"{rate:.2f}/s, {(total - done) / rate:.0f} s left"
+        else:
+            speed = "done before" if self.ended else "starting"
+        line = f"{self.title}: {done}/{total} {self.unit}s, {speed} {self.remark}"
+        print(line.rstrip(), file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""The official SAM checkpoints: fetched once into a cache, resumed when cut off, checked by SHA-256.
+"""The official SAM checkpoints: fetched once, resumed when cut off, checked by SHA-256.
 
 Nothing unchecked ever has a checkpoint's name: bytes arrive in `<file>.part`, which is renamed
 only when its SHA-256 begins with the digits that the official file name carries. A lock file
@@ -84,8 +84,8 @@ def fetch_checkpoint(
         with _lock(path):
             if not path.is_file():
                 _download(f"{base_url.rstrip('/')}/{wanted.file}", path, wanted, progress)
-            _check(path, wanted)
             _record_digest(path)
+            _check(path, wanted)
     except OSError as error:
         raise CheckpointError(f"can't keep {wanted.file} in {path.parent} ({error})") from error
     return path
@@ -112,9 +112,7 @@ def _check(path: Path, wanted: OfficialCheckpoint) -> None:
         )
 
 
-def _download(
-    url: str, path: Path, wanted: OfficialCheckpoint, progress: Progress | None
-) -> None:
+def _download(url: str, path: Path, wanted: OfficialCheckpoint, progress: Progress | None) -> None:
     """Fill the part file, going on after each cut that brought something, and rename it."""
     part = path.with_name(path.name + STAGED_SUFFIX)
     farthest = part.stat().st_size if part.is_file() else 0
@@ -151,13 +149,28 @@ def _transfer(url: str, part: Path, progress: Progress | None) -> bool:
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise _unreachable(url, path, str(getattr(error, "reason", error))) from error
     with response:
-        start, total = _span(response, have)
+        start, total = _span(response, url, path, have)
         # A server that ignores Range sends everything: start over.
         with part.open("r+b" if start else "wb") as stream:
             stream.seek(start)
             stream.truncate()
-            done = _copy(response, stream, start, total, progress)
-    return done == total if total is not None else not response.isclosed() or done > start
+            done, ended = _copy(response, stream, start, total, progress)
+    # A closed connection looks like the end; only the announced length tells them apart.
+    return ended and total in (None, done)
+
+
+def _span(
+    response: http.client.HTTPResponse, url: str, path: Path, have: int
+) -> tuple[int, int | None]:
+    """Where the answer's bytes begin in the file, and the file's length if it is told."""
+    length = response.headers.get("Content-Length", "")
+    start = 0
+    if response.status == 206:
+        span = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+        if span is None or int(span[1]) != have:
+            raise _unreachable(url, path, f"asked for bytes from {have}, got other ones")
+        start = have
+    return start, start + int(length) if length.isdecimal() else None
 
 
 def _copy(
@@ -166,17 +179,57 @@ def _copy(
     start: int,
     total: int | None,
     progress: Progress | None,
-) -> int:
-    """Copy until the server ends or the connection breaks; the bytes then in the file."""
+) -> tuple[int, bool]:
+    """Copy until the server ends or the connection breaks; bytes in the file, and whether ended."""
     done = start
     while True:
         try:
             piece = response.read(1 << 20)
         except (OSError, http.client.HTTPException):
-            return done
+            return done, False
         if not piece:
-            return done
+            return done, True
         stream.write(piece)
         done += len(piece)
         if progress is not None:
             progress(done, total)
+
+
+def _unreachable(url: str, path: Path, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"can't download {url} ({reason}); try again, or put the file at {path} by hand, or use "
+        "--segmenter superpixel, which needs no weights"
+    )
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Hold `<file>.lock`; the system lets go of it when the process ends, however it ends."""
+    with path.with_name(f"{path.name}.lock").open("a") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def _digest_file(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256.json")
+
+
+def _recorded_digest(path: Path) -> str | None:
+    """The digest noted for this very file (same size and time of change), if there is one."""
+    state = path.stat()
+    try:
+        note = json.loads(_digest_file(path).read_bytes())
+        known = (note["size_bytes"], note["mtime_ns"]) == (state.st_size, state.st_mtime_ns)
+        return str(note["sha256"]) if known else None
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _record_digest(path: Path) -> None:
+    state = path.stat()
+    note = {
+        "size_bytes": state.st_size,
+        "mtime_ns": state.st_mtime_ns,
+        "sha256": checkpoint_digest(path),
+    }
+    write_bytes(_digest_file(path), json.dumps(note).encode())

@@ -4,6 +4,7 @@ A running cluster (`RAY_ADDRESS`) is joined as it is; otherwise a small private 
 started and stopped with the job.
 """
 
+import logging
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -45,9 +46,10 @@ def run_on_ray(
 
     with _ray():
         workers = min(workers, len(todo))
-        threads = max(1, int(ray.cluster_resources().get("CPU", 1)) // workers)
+        threads = max(1, int(ray.cluster_resources().get("CPU", 1)) // workers)  # type: ignore[no-untyped-call]
         # Two calls at a time: one writes, the other answers how far it is.
-        remote = ray.remote(ShardWorker).options(
+        actor_class: Any = ray.remote(ShardWorker)
+        remote = actor_class.options(
             num_cpus=1,
             num_gpus=gpus_per_worker,
             max_restarts=-1,
@@ -56,8 +58,7 @@ def run_on_ray(
         )
         root = target[0].resolve()
         actors = [
-            remote.remote(root, target[1], num_threads=threads, **arguments)
-            for _ in range(workers)
+            remote.remote(root, target[1], num_threads=threads, **arguments) for _ in range(workers)
         ]
         try:
             lost = _Pool(actors, todo, progress).run()
@@ -144,13 +145,13 @@ def _ray() -> Iterator[None]:
         yield
         return
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(logging_level="ERROR", log_to_driver=False)
+        ray.init(logging_level=logging.ERROR, log_to_driver=False)
     else:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         ray.init(
             include_dashboard=False,
             log_to_driver=False,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
             object_store_memory=OBJECT_STORE_BYTES,
         )
     try:

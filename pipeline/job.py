@@ -85,7 +85,8 @@ class ShardWorker:
         num_threads: int | None = None,
     ) -> None:
         if num_threads is not None:
-            _limit_threads(num_threads)
+            # Read by torch when `build` imports it; importing it here would cost seconds.
+            os.environ["OMP_NUM_THREADS"] = str(num_threads)
         self.root = root
         self.source = source
         self.paired = paired
@@ -265,10 +266,3 @@ def _only_writer(out: Path) -> Iterator[None]:
 
 def _reason(error: Exception) -> str:
     return str(error) if isinstance(error, ImageError) else f"{type(error).__name__}: {error}"
-
-
-def _limit_threads(num_threads: int) -> None:
-    os.environ["OMP_NUM_THREADS"] = str(num_threads)
-    import torch
-
-    torch.set_num_threads(num_threads)

@@ -46,7 +46,7 @@ class Header:
     @property
     def fingerprint(self) -> str:
         """Hex SHA-256 of all the header says."""
-        return hashlib.sha256(canonical_json(asdict(self))).hexdigest()
+        return _digest(asdict(self))
 
     def difference(self, other: "Header") -> list[str]:
         """The dotted names of what differs between two headers, with both values."""
@@ -79,18 +79,22 @@ class Receipt:
     """Reason for each image that could not be used."""
 
     def to_json(self) -> bytes:
-        """The receipt as a small readable JSON file."""
-        return json.dumps(asdict(self), indent=1, sort_keys=True).encode() + b"\n"
+        """The receipt as a small readable JSON file that holds its own digest."""
+        record = asdict(self)
+        signed = {**record, "sha256": _digest(record)}
+        return json.dumps(signed, indent=1, sort_keys=True).encode() + b"\n"
 
     @classmethod
     def from_json(cls, content: bytes, origin: Path) -> Self:
         """Read `to_json`'s bytes back.
 
         Raises:
-            StoreError: the content is no receipt; the message names `origin`.
+            StoreError: the content is no receipt, or was altered; the message names `origin`.
         """
         try:
             record = json.loads(content)
+            if record.pop("sha256") != _digest(record):
+                raise ValueError("its digest does not fit its content")
             return cls(
                 shard=int(record["shard"]),
                 keys=tuple(map(str, record["keys"])),
@@ -120,6 +124,16 @@ def shard_folder(root: Path, shard: int) -> Path:
 def receipt_file(root: Path, shard: int) -> Path:
     """Where a shard's receipt lies."""
     return root / "receipts" / f"{shard:06d}.json"
+
+
+def receipt_files(root: Path) -> dict[int, Path]:
+    """The receipts that are there, by shard, in order; files of other names are none."""
+    files = {
+        int(file.stem): file
+        for file in (root / "receipts").glob("*.json")
+        if file.stem.isdecimal() and file == receipt_file(root, int(file.stem))
+    }
+    return dict(sorted(files.items()))
 
 
 def write_header(root: Path, header: Header) -> None:
@@ -162,14 +176,32 @@ def write_receipt(root: Path, receipt: Receipt) -> None:
 
 
 def read_receipts(root: Path) -> dict[int, Receipt]:
-    """All receipts of a store, by shard, in order."""
-    receipts = {}
-    for file in sorted((root / "receipts").glob("[0-9]*.json")):
-        receipt = Receipt.from_json(file.read_bytes(), file)
-        if file != receipt_file(root, receipt.shard):
-            raise StoreError(f"{file} is the receipt of shard {receipt.shard}; remove it")
-        receipts[receipt.shard] = receipt
-    return receipts
+    """All receipts of a store, by shard, in order.
+
+    Raises:
+        StoreError: a receipt is damaged, or is that of another shard.
+    """
+    return {shard: read_receipt(root, shard) for shard in receipt_files(root)}
+
+
+def read_receipt(root: Path, shard: int) -> Receipt:
+    """The receipt of one shard.
+
+    Raises:
+        StoreError: it is missing, damaged, or that of another shard.
+    """
+    file = receipt_file(root, shard)
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise StoreError(f"{file} can't be read ({error})") from error
+    receipt = Receipt.from_json(content, file)
+    if receipt.shard != shard:
+        raise StoreError(
+            f"{file} is the receipt of shard {receipt.shard}; run `samprior verify --repair` on "
+            "the store"
+        )
+    return receipt
 
 
 def digests_of(folder: Path) -> tuple[dict[str, str], int]:
@@ -177,6 +209,10 @@ def digests_of(folder: Path) -> tuple[dict[str, str], int]:
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     digests = {file.relative_to(folder).as_posix(): sha256_of(file) for file in files}
     return digests, sum(file.stat().st_size for file in files)
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
 def _write_group(folder: Path, attributes: Json) -> None:

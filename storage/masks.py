@@ -18,7 +18,7 @@ import numpy.typing as npt
 from samprior.storage.errors import UsageError
 
 Bools = npt.NDArray[np.bool_]
-Atoms = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
+Atoms = npt.NDArray[np.unsignedinteger]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,9 +51,10 @@ class MaskSet:
                 f"got {len(self.members)} rows"
             )
         for name, column in self.columns.items():
-            if len(column) != self.members.shape[1]:
+            if column.shape[:1] != self.members.shape[1:]:
                 raise UsageError(
-                    f"column {name!r} has {len(column)} rows for {self.members.shape[1]} masks"
+                    f"column {name!r} has shape {column.shape}; it must have a row for each of the "
+                    f"{self.members.shape[1]} masks"
                 )
 
     @classmethod
@@ -161,11 +162,23 @@ class MaskSet:
         return 1.0 - float(self.atom_areas[0]) / self.atoms.size if self.atoms.size else 0.0
 
     def select(self, masks: npt.ArrayLike) -> Self:
-        """The set of only some masks: boolean (K,) or indices, in the order given."""
+        """The set of only some masks: boolean (K,) or indices, in the order given.
+
+        Raises:
+            UsageError: neither booleans (K,) nor a list of masks of this set.
+        """
         chosen = np.asarray(masks)
+        if not chosen.size:
+            chosen = np.zeros(0, np.intp)  # an empty list comes as floats
+        if chosen.ndim != 1:
+            raise UsageError(f"select takes a list of masks, got shape {chosen.shape}")
+        try:
+            members = self.members[:, chosen]
+        except IndexError as error:
+            raise UsageError(f"can't select from {len(self)} masks: {error}") from error
         return self._canonical(
             self.atoms,
-            self.members[:, chosen],
+            members,
             {name: column[chosen] for name, column in self.columns.items()},
         )
 

@@ -18,6 +18,7 @@ import zarr
 from zarr.storage import LocalStore
 
 from samprior.storage.errors import StoreError, UsageError
+from samprior.storage.files import sha256_of
 from samprior.storage.manifest import Header, Receipt, read_header, read_receipts, shard_folder
 from samprior.storage.masks import MaskSet, atom_intersections, check_window
 from samprior.storage.writer import COLUMN_PREFIX, Record
@@ -165,6 +166,9 @@ class MaskStore:
     ) -> Record:
         """The record of an image, cut to a window; `keep` (K,) leaves out masks of the image.
 
+        Masks that don't meet the window are left out, unless the whole image is asked for with
+        all its masks.
+
         Raises:
             UsageError: the window does not lie inside the image.
         """
@@ -177,7 +181,11 @@ class MaskStore:
         if keep is not None:
             members = members[:, keep]
             columns = {name: column[keep] for name, column in columns.items()}
-        masks = MaskSet(shard.read("atoms", window), members, columns)
+        atoms = shard.read("atoms", window)
+        if len(members) <= 0x10000:
+            # One image of very many atoms widens the array of its whole shard.
+            atoms = atoms.astype(np.uint16, copy=False)
+        masks = MaskSet(atoms, members, columns)
         whole = (height, width) == receipt.sizes[row]
         clean = shard.read("clean", window)
         return Record(
@@ -197,17 +205,18 @@ class MaskStore:
     def _shard(self, shard: int) -> "_Shard":
         with self._lock:
             if shard not in self._shards:
-                self._shards[shard] = _Shard(shard_folder(self.root, shard))
+                self._shards[shard] = _Shard(self.root, self.receipts[shard])
             return self._shards[shard]
 
 
 class _Shard:
     """Open arrays of one shard; the small tables are read once, the tiled ones by window."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, root: Path, receipt: Receipt) -> None:
+        self.folder = shard_folder(root, receipt.shard)
         try:
-            group = zarr.open_group(LocalStore(folder, read_only=True), mode="r")
+            self._check_files(receipt)
+            group = zarr.open_group(LocalStore(self.folder, read_only=True), mode="r")
             self.arrays: dict[str, zarr.Array[Any]] = dict(group.arrays())
             tiled = {"clean", "degraded", "atoms"}
             self.tables: dict[str, npt.NDArray[Any]] = {
@@ -217,6 +226,17 @@ class _Shard:
             }
         except (OSError, ValueError, RuntimeError) as error:
             raise self._damaged(error) from error
+
+    def _check_files(self, receipt: Receipt) -> None:
+        """Find what zarr would not: a missing object reads as zeros, altered metadata as another
+        array. Compressed objects carry checksums; bits of pictures are left to `verify_store`.
+        """
+        held = sum((self.folder / name).stat().st_size for name in receipt.digests)
+        if held != receipt.stored_bytes:
+            raise ValueError(f"{held} bytes where {receipt.stored_bytes} were written")
+        for name, digest in receipt.digests.items():
+            if name.endswith("zarr.json") and sha256_of(self.folder / name) != digest:
+                raise ValueError(f"{name} was altered")
 
     def read(self, name: str, window: tuple[int, slice, slice]) -> npt.NDArray[Any]:
         try:

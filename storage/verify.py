@@ -13,7 +13,9 @@ from samprior.storage.manifest import (
     Receipt,
     digests_of,
     read_header,
+    read_receipt,
     receipt_file,
+    receipt_files,
     shard_folder,
 )
 from samprior.storage.store import MaskStore
@@ -60,8 +62,6 @@ def verify_store(
     for shard in range(header.num_shards):
         if receipt_file(root, shard).exists():
             _check_shard(root, shard, found, rng)
-        elif shard_folder(root, shard).exists():
-            found.leftovers.append(shard_folder(root, shard))
         if progress:
             progress(shard + 1, header.num_shards)
     _check_strangers(root, header.num_shards, found)
@@ -71,10 +71,9 @@ def verify_store(
 
 
 def _check_shard(root: Path, shard: int, found: Verification, rng: np.random.Generator) -> None:
-    file = receipt_file(root, shard)
     try:
-        receipt = Receipt.from_json(file.read_bytes(), file)
-    except (OSError, StoreError) as error:
+        receipt = read_receipt(root, shard)
+    except StoreError as error:
         found.broken[shard] = [str(error)]
         return
     problems = _digest_problems(shard_folder(root, shard), receipt)
@@ -119,12 +118,14 @@ def _decode_problems(root: Path, receipt: Receipt, row: int) -> list[str]:
 
 
 def _check_strangers(root: Path, num_shards: int, found: Verification) -> None:
-    """Receipts beyond the plan are broken; drafts are leftovers."""
-    for file in sorted((root / "receipts").glob("[0-9]*.json")):
-        if not file.stem.isdecimal() or int(file.stem) >= num_shards:
-            found.broken[int(file.stem) if file.stem.isdecimal() else -1] = [
-                f"{file} is no shard of the plan"
-            ]
+    """Receipts beyond the plan are broken; shards without a receipt and drafts are leftovers."""
+    receipts = receipt_files(root)
+    for shard, file in receipts.items():
+        if shard >= num_shards:
+            found.broken[shard] = [f"{file} is no shard of the plan"]
+    counted = {shard_folder(root, shard) for shard in receipts}
+    shards = {path for path in (root / "shards").glob("[0-9]*") if path.is_dir()}
+    found.leftovers += sorted(shards - counted)
     for folder in (root, root / "shards", root / "receipts"):
         found.leftovers += sorted(folder.glob(f".*{STAGED_SUFFIX}"))
 

@@ -57,7 +57,7 @@ def write_shard(
     inputs: Mapping[str, tuple[int, int]] | None = None,
     quarantined: Mapping[str, str] | None = None,
 ) -> Receipt:
-    """Write a shard and then its receipt; either both are there in the end or neither.
+    """Write a shard, whole or not at all, and then its receipt, from which on it counts.
 
     A shard of no records (all quarantined) has a receipt and no arrays.
 

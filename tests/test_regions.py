@@ -89,6 +89,7 @@ def check_cells(batch: list[Planes], stride: int) -> None:
     dense = torch.nn.functional.avg_pool2d(planes.double(), stride) * stride**2
     dense = dense.permute(0, 2, 3, 1).reshape(-1, regions.num_atoms)
     table = torch.zeros(len(batch) * height * width // stride**2, regions.num_atoms)
+    assert (counts.cell.diff() >= 0).all()
     table[counts.cell, counts.atom] = counts.count.float()
     torch.testing.assert_close(table, dense.float(), rtol=0, atol=1e-3)
 

@@ -9,7 +9,7 @@ Letters: B crops in a batch, h x w pixels of a crop.
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TypeVar
 
@@ -121,7 +121,7 @@ class Crops:
         return (
             turned(record.degraded, place),
             turned(record.clean, place),
-            MaskSet(turned(masks.atoms, place), masks.members, masks.columns),
+            replace(masks, atoms=turned(masks.atoms, place)),
             record.key,
         )
 

@@ -94,9 +94,7 @@ def evaluate(
                 f"{degraded_file} is {degraded.shape[1]}x{degraded.shape[0]}, {clean_file} is "
                 f"{clean.shape[1]}x{clean.shape[0]}; a pair must be of one size"
             )
-        restored = restore(
-            network, degraded, device=device, tile_px=tile_px, overlap_px=overlap_px
-        )
+        restored = restore(network, degraded, device=device, tile_px=tile_px, overlap_px=overlap_px)
         scores.append(
             ImageScore(
                 key,

@@ -77,7 +77,7 @@ class StageRun:
                 "precision to fp32"
             )
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(losses["total"]).backward()
+        self.scaler.scale(losses["total"]).backward()  # type: ignore[no-untyped-call]  # torch
         if clip_norm := self.config.optimizer.clip_norm:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.parameters, clip_norm)
@@ -151,14 +151,14 @@ def run_stage(
         run.load(state_file, record)
     log = _Log(folder / "metrics.jsonl", run.step)
     scores = _Scores(stage, run, validation, config, log)
+    if progress:
+        progress(stage.name, run.step, stage.iterations, {})
     if run.step < stage.iterations:
         if run.step == 0:
             scores.take()
         for batch in _batches(stage, config, train, run.step):
             losses = run.advance(batch.to(device))
             _after_step(run, losses, log, scores, state_file, record, progress)
-    elif progress:
-        progress(stage.name, run.step, stage.iterations, {})
     load_strictly(stage.learns, run.average, state_file)
     stage.learns.requires_grad_(False).eval()
     result = StageResult(scores.at(stage.iterations), scores.at(0))

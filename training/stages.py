@@ -136,7 +136,7 @@ def distill_stage(config: TrainConfig, network: nn.Module, teacher: Teacher) -> 
     )
     stage.losses = losses
     stage.frozen = (teacher,) if relation is None else (teacher, relation)
-    stage.mask_strides = relation.strides if relation else ()
+    stage.mask_strides = relation.analyzer.strides if relation else ()
     stage.analyzer = relation.analyzer.name if relation else None
     return stage
 

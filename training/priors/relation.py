@@ -128,15 +128,17 @@ class RelationLoss(nn.Module):
         }
         with torch.no_grad():
             teacher_maps = self.analyzer(teacher)
+        student_maps = self.analyzer(student)
         loss = student.new_zeros(())
-        for stride, ours, theirs in zip(
-            self.analyzer.strides, self.analyzer(student), teacher_maps, strict=True
-        ):
-            u, v = (nodes[stride].pool(_at_least_single(maps)) for maps in (ours, theirs))
-            loss = loss + relation_distance(u, v, nodes[stride].valid, eta=self.eta).mean()
+        # Autocast would take the products in half precision, where near-equal cosines cancel.
+        with torch.autocast(student.device.type, enabled=False):
+            for stride, ours, theirs in zip(
+                self.analyzer.strides, student_maps, teacher_maps, strict=True
+            ):
+                u, v = (nodes[stride].pool(_at_least_single(maps)) for maps in (ours, theirs))
+                loss = loss + relation_distance(u, v, nodes[stride].valid, eta=self.eta).mean()
         return loss
 
 
 def _at_least_single(features: Tensor) -> Tensor:
-    # Squares of half-precision differences would vanish below 6e-8.
     return features.to(torch.promote_types(features.dtype, torch.float32))

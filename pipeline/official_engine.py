@@ -1,0 +1,87 @@
+"""The official SamAutomaticMaskGenerator as a `Segmenter`: the reference for every other engine."""
+
+import numpy as np
+from segment_anything import SamAutomaticMaskGenerator
+from segment_anything.modeling import Sam
+from segment_anything.utils.amg import MaskData, generate_crop_boxes, rle_to_mask
+
+from samprior.pipeline.amg_settings import AmgSettings
+from samprior.storage import MaskSet
+from samprior.storage.errors import ImageError, UsageError
+from samprior.storage.images import Rgb
+
+
+class OfficialEngine:
+    """Masks of the official generator, in its order, with its scores.
+
+    Columns: `predicted_iou` and `stability` float32 (K,), `point` float32 (K, 2), the prompt's
+    (x, y) in pixels. A mask without a pixel above minus the stability offset has stability NaN;
+    the default thresholds drop it.
+    """
+
+    def __init__(self, sam: Sam, amg: AmgSettings) -> None:
+        self._amg = amg
+        # Run lengths, unpacked one by one below: "binary_mask" would hold all planes in a list
+        # beside the array made of them, twice the memory.
+        self._generator = _Generator(
+            sam,
+            points_per_side=amg.points_per_side,
+            points_per_batch=amg.points_per_batch,
+            pred_iou_thresh=amg.pred_iou_thresh,
+            stability_score_thresh=amg.stability_score_thresh,
+            stability_score_offset=amg.stability_score_offset,
+            box_nms_thresh=amg.box_nms_thresh,
+            crop_n_layers=amg.crop_n_layers,
+            crop_nms_thresh=amg.crop_nms_thresh,
+            crop_overlap_ratio=amg.crop_overlap_ratio,
+            crop_n_points_downscale_factor=amg.crop_n_points_downscale_factor,
+            point_grids=amg.grid_arrays(),
+            min_mask_region_area=amg.min_mask_region_area,
+            output_mode="uncompressed_rle",
+        )
+
+    def __call__(self, image: Rgb) -> MaskSet:
+        """Masks of uint8 (H, W, 3); none at all is a valid result.
+
+        Raises:
+            UsageError: an array of another type or shape.
+            ImageError: the image, or a crop of it, is too thin to be scaled to SAM's input.
+        """
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise UsageError(f"wanted an image uint8 (H, W, 3), got {image.dtype} {image.shape}")
+        height, width = image.shape[:2]
+        self._refuse_thin(height, width)
+        records = self._generator.generate(image)
+        planes = np.empty((len(records), height, width), np.bool_)
+        for plane, record in zip(planes, records, strict=True):
+            plane[:] = rle_to_mask(record["segmentation"])
+        points = [record["point_coords"][0] for record in records]
+        return MaskSet.from_masks(
+            planes,
+            predicted_iou=np.array([record["predicted_iou"] for record in records], np.float32),
+            stability=np.array([record["stability_score"] for record in records], np.float32),
+            point=np.array(points, np.float32).reshape(-1, 2),
+        )
+
+    def _refuse_thin(self, height: int, width: int) -> None:
+        side = self._generator.predictor.transform.target_length
+        boxes, _ = generate_crop_boxes(
+            (height, width), self._amg.crop_n_layers, self._amg.crop_overlap_ratio
+        )
+        for x0, y0, x1, y1 in boxes:
+            short, long = sorted((x1 - x0, y1 - y0))
+            if short < 1 or int(short * side / long + 0.5) < 1:
+                raise ImageError(
+                    f"an image of {width}x{height} pixels leaves a crop of {x1 - x0}x{y1 - y0}, "
+                    f"too thin for SAM's input of {side}x{side}"
+                )
+
+
+class _Generator(SamAutomaticMaskGenerator):  # type: ignore[misc]
+    """The official generator, but a crop without masks does not end in an IndexError."""
+
+    def _process_crop(self, *args: object) -> MaskData:
+        data = super()._process_crop(*args)
+        # The original makes crop_boxes of shape (0,) for no masks, which box_area can't index.
+        data["crop_boxes"] = data["crop_boxes"].reshape(-1, 4)
+        return data

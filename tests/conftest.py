@@ -1,0 +1,147 @@
+"""Fixtures for all tests: real data where it is there, small stores, and `--run-slow`."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+from samprior.storage import MaskSet, MaskStore, Record
+from samprior.storage.manifest import Header, write_header
+from samprior.storage.writer import write_shard
+
+# A deadline would be an assertion about time. The parent is the profile chosen by hypothesis,
+# which draws the same examples in every run on CI.
+settings.register_profile("samprior", parent=settings(), deadline=None)
+settings.load_profile("samprior")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--run-slow", action="store_true", help="also run the tests that take minutes")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--run-slow"):
+        return
+    skip = pytest.mark.skip(reason="slow; run with --run-slow")
+    for item in items:
+        if "slow" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of the real pictures and masks; tests that need it are skipped without it."""
+    beside_the_repository = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("SAMPRIOR_TEST_DATA", beside_the_repository))
+    if not folder.is_dir():
+        pytest.skip(f"no test data at {folder}; point SAMPRIOR_TEST_DATA to it")
+    return folder
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+class MakeRecord(Protocol):
+    def __call__(
+        self,
+        key: str = ...,
+        *,
+        shape: tuple[int, int] = ...,
+        num_masks: int = ...,
+        paired: bool = ...,
+        seed: int = ...,
+    ) -> Record: ...
+
+
+class MakeStore(Protocol):
+    def __call__(
+        self,
+        root: Path,
+        shapes: Sequence[tuple[int, int]] = ...,
+        *,
+        images_per_shard: int = ...,
+        paired: bool = ...,
+        made_of: dict[str, Any] = ...,
+        seed: int = ...,
+    ) -> MaskStore: ...
+
+
+@pytest.fixture
+def make_record() -> MakeRecord:
+    """Make one record of random pixels and overlapping rectangles as masks."""
+    return _make_record
+
+
+@pytest.fixture
+def make_store() -> MakeStore:
+    """Write a whole store of random records `images/000`, `images/001`, ...; image i of the store
+    is `make_record(key, shape=shapes[i], num_masks=i % 5, paired=paired, seed=seed + i)`.
+    """
+    return _make_store
+
+
+def _make_record(
+    key: str = "image",
+    *,
+    shape: tuple[int, int] = (40, 56),
+    num_masks: int = 5,
+    paired: bool = True,
+    seed: int = 0,
+) -> Record:
+    rng = np.random.default_rng(seed)
+    masks = np.zeros((num_masks, *shape), bool)
+    for mask in masks:
+        (y0, y1), (x0, x1) = (sorted(rng.integers(0, side + 1, 2)) for side in shape)
+        mask[y0:y1, x0:x1] = True
+    clean = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
+    return Record(
+        key=key,
+        degraded=rng.integers(0, 256, (*shape, 3), dtype=np.uint8) if paired else clean,
+        clean=clean,
+        masks=MaskSet.from_masks(
+            masks,
+            predicted_iou=rng.random(num_masks, dtype=np.float32),
+            stability=rng.random(num_masks, dtype=np.float32),
+            point=rng.random((num_masks, 2)),
+        ),
+    )
+
+
+def _make_store(
+    root: Path,
+    shapes: Sequence[tuple[int, int]] = ((40, 56), (56, 40), (33, 70), (140, 150), (16, 16)),
+    *,
+    images_per_shard: int = 2,
+    paired: bool = True,
+    made_of: dict[str, Any] | None = None,
+    seed: int = 0,
+) -> MaskStore:
+    records = [
+        _make_record(
+            f"images/{place:03d}",
+            shape=shape,
+            num_masks=place % 5,
+            paired=paired,
+            seed=seed + place,
+        )
+        for place, shape in enumerate(shapes)
+    ]
+    num_shards = -(-len(records) // images_per_shard)
+    header = Header(
+        num_images=len(records),
+        num_shards=num_shards,
+        images_per_shard=images_per_shard,
+        paired=paired,
+        made_of=made_of or {"segmenter": "rectangles", "seed": seed},
+    )
+    write_header(root, header)
+    for shard in range(num_shards):
+        held = slice(shard * images_per_shard, (shard + 1) * images_per_shard)
+        write_shard(root, shard, records[held], paired=paired)
+    return MaskStore.open(root)
