@@ -4,8 +4,8 @@ For dry runs, tests, and machines that can't get SAM's checkpoints. Fine regions
 graph-based segmentation of Felzenszwalb and Huttenlocher (IJCV 2004), cut at full resolution up
 to `MAX_WORK_PIXELS`; neighbours are then merged, the cheapest pair first by Ward's criterion on
 mean Lab colour, and the merging is read off at several numbers of regions. So each mask of a
-finer level lies inside one of each coarser level, and all are connected (8 neighbours). Running Felzenszwalb
-at several scales instead gives no nesting and, on pictures of little contrast, one region only.
+finer level lies inside one of each coarser level, and all are connected (8 neighbours). Running
+Felzenszwalb at several scales instead gives no nesting and, with little contrast, one region.
 
 Deterministic for the same versions of NumPy and scikit-image on the same kind of processor.
 """

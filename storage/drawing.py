@@ -1,6 +1,6 @@
-"""Draw masks over a picture, histograms as SVG, and pictures as data URIs, for the report.
+"""Draw masks over a picture, and pictures as data URIs, for the report.
 
-All of it is pure: arrays and numbers in, arrays and text out; equal input gives equal output.
+All of it is pure: arrays and masks in, arrays and text out; equal input gives equal output.
 
 Letters: H x W pixels, K masks, A atoms, h x w pixels of the drawing.
 """
@@ -8,8 +8,6 @@ Letters: H x W pixels, K masks, A atoms, h x w pixels of the drawing.
 import base64
 import io
 import math
-from collections.abc import Sequence
-from html import escape
 
 import numpy as np
 import numpy.typing as npt
@@ -31,10 +29,6 @@ _JPEG_QUALITY = 85
 _GOLDEN_ANGLE = math.pi * (3 - math.sqrt(5))
 _GREY = np.array([0.299, 0.587, 0.114])  # luma of Rec. 601, as JPEG has it
 _HATCH_PX = 9
-
-# Geometry of a histogram, in units of its view box.
-_WIDTH, _HEIGHT = 360, 200
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 22, 28
 
 
 def mask_colours(num_masks: int) -> Floats:
@@ -78,7 +72,7 @@ def shrink_picture(picture: Rgb, shape: tuple[int, int]) -> Rgb:
     if picture.shape[:2] == shape:
         return picture
     resized = Image.fromarray(picture).resize(shape[::-1], Image.Resampling.BOX)
-    return np.asarray(resized)
+    return np.asarray(resized, np.uint8)
 
 
 def shrink_masks(masks: MaskSet, shape: tuple[int, int]) -> MaskSet:
@@ -102,12 +96,13 @@ def draw_masks(picture: Rgb, masks: MaskSet) -> Rgb:
     grey = (picture @ _GREY)[:, :, None]
     y, x = np.ogrid[: picture.shape[0], : picture.shape[1]]
     hatch = ((y + x) % _HATCH_PX == 0)[:, :, None]
-    bare = 0.5 * grey + np.where(hatch, 70.0, 0.0)
+    bare = 0.55 * grey + np.where(hatch, 70.0, 0.0)
     filled = (1 - FILL) * grey + FILL * _mixed(members, colours)[masks.atoms]
     canvas = np.where((masks.atoms > 0)[:, :, None], filled, bare)
     lines = _contours(masks, members)
     canvas[lines >= 0] = colours[lines[lines >= 0]]
-    return np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
+    drawn: Rgb = np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
+    return drawn
 
 
 def _mixed(members: npt.NDArray[np.bool_], colours: Floats) -> Floats:
@@ -148,69 +143,3 @@ def data_uri(picture: Rgb) -> str:
     stream = io.BytesIO()
     Image.fromarray(picture).save(stream, "JPEG", quality=_JPEG_QUALITY, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
-
-
-def histogram_svg(
-    heights: npt.ArrayLike,
-    *,
-    names: Sequence[str],
-    ticks: Sequence[tuple[float, str]],
-    description: str,
-    unit: str = "",
-    marker: tuple[float, str] | None = None,
-) -> str:
-    """Bars as inline SVG that takes its colours from the page's CSS.
-
-    Args:
-        heights: one number per bar.
-        names: what each bar counts, for its tooltip.
-        ticks: places on the x axis, in bars from the left edge, with their labels.
-        description: the chart in a sentence, for screen readers.
-        unit: written behind the numbers of the y axis.
-        marker: place of a vertical line, in bars, with its label.
-    """
-    values = np.asarray(heights, np.float64)
-    step = _nice_step(float(values.max()))
-    top = step * max(1, math.ceil(values.max() / step))
-    bar_width = (_WIDTH - _LEFT - _RIGHT) / len(values)
-    base, scale = _HEIGHT - _BOTTOM, (_HEIGHT - _BOTTOM - _TOP) / top
-    parts = [
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(description)}">'
-    ]
-    for level in np.arange(0, top + step / 2, step):
-        y = base - level * scale
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" {_at(y)}/>')
-        parts.append(_text(f"{level:,.6g}{unit}", _LEFT - 6, y + 4, "end"))
-    for place, (value, name) in enumerate(zip(values, names, strict=True)):
-        # What is there must be seen, however small.
-        height = max(1.5, value * scale) if value else 0.0
-        parts.append(
-            f'<rect class="bar" x="{_LEFT + place * bar_width + 0.5:.1f}" '
-            f'y="{base - height:.1f}" width="{bar_width - 1:.1f}" height="{height:.1f}">'
-            f"<title>{escape(name)}</title></rect>"
-        )
-    for position, label in ticks:
-        parts.append(_text(label, _LEFT + position * bar_width, _HEIGHT - 10, "middle"))
-    if marker:
-        x = _LEFT + marker[0] * bar_width
-        parts.append(f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP - 6}" y2="{base}"/>')
-        parts.append(_text(marker[1], min(max(x, 110), 290), _TOP - 10, "middle", "mark-text"))
-    return "".join([*parts, "</svg>"])
-
-
-def _nice_step(highest: float) -> float:
-    """A step of 1, 2 or 5 times a power of ten, at least 1, that cuts `highest` in about four."""
-    step = max(1.0, highest / 4)
-    power = 10 ** math.floor(math.log10(step))
-    return power * next(factor for factor in (1, 2, 5, 10) if factor * power >= step)
-
-
-def _at(y: float) -> str:
-    return f'y1="{y:.1f}" y2="{y:.1f}"'
-
-
-def _text(text: str, x: float, y: float, anchor: str, style: str = "tick") -> str:
-    return (
-        f'<text class="{style}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">'
-        f"{escape(text)}</text>"
-    )

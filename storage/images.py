@@ -33,6 +33,7 @@ MAX_PIXELS = 100_000_000
 """Larger images are refused; the largest camera sensors have about 60 million pixels."""
 
 _HIGH_BYTE_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
+_EXIF_TEXTS = (b"Raw profile type exif", b"XML:com.adobe.xmp")
 _REFUSED_MODES = {
     "CMYK": "CMYK print colours",
     "LAB": "Lab colours",
@@ -49,14 +50,13 @@ def read_rgb(path: Path) -> Rgb:
         ImageError: the file is missing, empty, truncated, no image, too large, or of a kind
             that has no one 8-bit RGB (see the module's text); the message names the file.
     """
-    image = _open(path)
-    with image:
+    with _open(path) as image:
         try:
             _refuse_unclear(image, path)
             return np.ascontiguousarray(_to_rgb(image, path))
         except ImageError:
             raise
-        except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
+        except Exception as error:  # decoders meet damage with whatever exception they like
             raise ImageError(f"{path} can't be decoded ({error}); replace the file") from error
 
 
@@ -67,12 +67,11 @@ def image_size(path: Path) -> tuple[int, int]:
         ImageError: the header can't be read; the message names the file.
     """
     with _open(path) as image:
-        width, height = image.size
         try:
-            orientation = image.getexif().get(0x0112, 1)
-        except (OSError, SyntaxError, ValueError) as error:
+            width, height = image.size
+            return (width, height) if _is_turned(image, path) else (height, width)
+        except Exception as error:  # as above
             raise ImageError(f"{path} has damaged EXIF data ({error}); replace it") from error
-    return (width, height) if orientation >= 5 else (height, width)
 
 
 def write_png(path: Path, rgb: Rgb) -> None:
@@ -96,7 +95,9 @@ def _open(path: Path) -> Image.Image:
         raise ImageError(f"{path} is not an image that Pillow can read") from error
     except FileNotFoundError as error:
         raise ImageError(f"{path} does not exist") from error
-    except (OSError, SyntaxError, ValueError) as error:
+    except ImageError:
+        raise
+    except Exception as error:  # as in read_rgb
         raise ImageError(f"{path} can't be opened ({error})") from error
     width, height = image.size
     if width * height > MAX_PIXELS:
@@ -105,6 +106,33 @@ def _open(path: Path) -> Image.Image:
             f"{path} has {width}x{height} pixels; at most {MAX_PIXELS:,} are read. Cut it up"
         )
     return image
+
+
+def _is_turned(image: Image.Image, path: Path) -> bool:
+    """Whether the upright picture has width and height of the stored one swapped."""
+    if image.format == "TIFF":
+        return False  # Pillow has swapped the size itself
+    if image.format == "PNG" and not _has_late_exif(path):
+        # PngImageFile.getexif decodes all pixels first, for chunks that may follow them.
+        exif = Image.Image.getexif(image)
+    else:
+        exif = image.getexif()
+    return exif.get(0x0112) in (5, 6, 7, 8)
+
+
+def _has_late_exif(path: Path) -> bool:
+    """Whether a PNG file keeps an orientation behind its pixels."""
+    is_behind = False
+    with path.open("rb") as stream:
+        stream.seek(8)
+        while len(head := stream.read(8)) == 8:
+            length, kind = int.from_bytes(head[:4], "big"), head[4:]
+            start = stream.read(min(length, 24))
+            is_behind = is_behind or kind == b"IDAT"
+            if is_behind and (kind == b"eXIf" or start.startswith(_EXIF_TEXTS)):
+                return True
+            stream.seek(length - len(start) + 4, 1)
+    return False
 
 
 def _refuse_unclear(image: Image.Image, path: Path) -> None:
@@ -120,14 +148,19 @@ def _refuse_unclear(image: Image.Image, path: Path) -> None:
 def _to_rgb(image: Image.Image, path: Path) -> npt.NDArray[np.uint8]:
     upright = ImageOps.exif_transpose(image)
     if upright.mode in _HIGH_BYTE_MODES:
-        grey = (np.asarray(upright).astype(np.uint16) >> 8).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
+        deep = np.asarray(upright).astype(np.uint16)
+        if (deep == upright.info.get("transparency", -1)).any():
+            raise _transparent(path)
+        return np.repeat((deep >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
     if upright.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in upright.info:
         rgba = np.asarray(upright.convert("RGBA"))
         if int(rgba[:, :, 3].min()) < 255:
-            raise ImageError(
-                f"{path} has transparent pixels, whose colour depends on the background; "
-                "flatten it first"
-            )
+            raise _transparent(path)
         return rgba[:, :, :3]
     return np.asarray(upright.convert("RGB"))
+
+
+def _transparent(path: Path) -> ImageError:
+    return ImageError(
+        f"{path} has transparent pixels, whose colour depends on the background; flatten it first"
+    )

@@ -5,6 +5,7 @@ one store gives one page.
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -14,11 +15,11 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, StrictUndefined
 
+from samprior.storage.charts import draw_charts
 from samprior.storage.drawing import (
     data_uri,
     draw_masks,
     drawn_shape,
-    histogram_svg,
     shrink_masks,
     shrink_picture,
 )
@@ -37,10 +38,16 @@ from samprior.storage.survey import (
     survey,
 )
 
-_MAX_BARS = 24
-_BARS_PER_DECADE = 4
+_HEX_DIGEST = re.compile(r"\b[0-9a-f]{40,128}\b")
 _PIXELATED_BELOW_PX = 320
 """Longer side below which a browser's smoothing would blur what is to be seen."""
+
+_STRANGEST_TEXT = (
+    "Ranked by how far the number of masks, the coverage, the largest mask or the overlap depth "
+    "lies from the median of all images, in robust standard deviations (1.4826 times the median "
+    "absolute deviation). Images without masks come first."
+)
+_SPACED_TEXT = "What the rest looks like: taken at even steps, in the order of the store."
 
 
 @dataclass(frozen=True)
@@ -55,18 +62,12 @@ class _Card:
     key: str
     place: int
     reason: str
+    strange: bool
     facts: list[tuple[str, str]]
     views: list[_View]
     width: int
     height: int
     small: bool
-
-
-@dataclass(frozen=True)
-class _Chart:
-    title: str
-    svg: str
-    note: str
 
 
 def write_report(
@@ -95,18 +96,22 @@ def write_report(
     say = progress or (lambda done, total: None)
     total = min(num_images, len(store))
     say(0, total)
-    page: dict[str, Any] = {"tiles": [], "charts": [], "sections": [], "strange": STRANGE}
+    page: dict[str, Any] = {"tiles": [], "charts": [], "sections": [], "aspect": 1.0}
     if len(store):
         found = survey(store)
         strangeness = Strangeness(found)
         strangest, spaced = choose(strangeness.ranking(), num_images, seed=seed)
         cards = []
         for index in strangest + spaced:
-            cards.append(_card(store, index, found, strangeness.reason(index)))
+            cards.append(_card(store, index, found, strangeness))
             say(len(cards), total)
-        page["sections"] = [cards[: len(strangest)], cards[len(strangest) :]]
+        page["sections"] = [
+            ("Strangest images", _STRANGEST_TEXT, cards[: len(strangest)]),
+            ("Evenly spaced through the store", _SPACED_TEXT, cards[len(strangest) :]),
+        ]
+        page["aspect"] = _aspect(cards)
         page["tiles"] = _tiles(found)
-        page["charts"] = _charts(found)
+        page["charts"] = draw_charts(found)
     # Keys made from file names may hold lone surrogates, which UTF-8 can't.
     write_bytes(out, _render(store, page).encode("utf-8", "backslashreplace"))
     return out
@@ -127,7 +132,8 @@ def _render(store: MaskStore, page: Mapping[str, Any]) -> str:
         num_missing=len(store.missing_shards),
         num_shards=store.header.num_shards,
         num_images=len(store),
-        paired=store.paired,
+        num_images_text=counted(len(store), "image"),
+        num_masks_text=counted(_num_masks(store), "mask"),
         quarantined=store.quarantined,
     )
 
@@ -138,12 +144,12 @@ def _segmenter(made_of: Mapping[str, Any]) -> str:
 
 
 def _told(value: object) -> str:
-    """A value of `made_of` in one line; a missing one as a dash."""
+    """A value of `made_of` in one line, digests cut short."""
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {_told(inner)}" for name, inner in value.items())
     if isinstance(value, list | tuple):
         return "(" + ", ".join(map(_told, value)) + ")"
-    return "–" if value is None else str(value)
+    return "none" if value is None else _HEX_DIGEST.sub(lambda found: found[0][:12], str(value))
 
 
 def _store_facts(store: MaskStore) -> list[tuple[str, str]]:
@@ -165,9 +171,9 @@ def _store_facts(store: MaskStore) -> list[tuple[str, str]]:
         ("Dataset", _told(dataset.get("name"))),
         ("Split", _told(dataset.get("split"))),
         ("Segmenter", segmenter),
-        ("Segmented picture", _told(made_of.get("source"))),
+        ("Masks made from", _told(made_of.get("source", "not recorded"))),
         ("Images", f"{len(store):,} of {store.header.num_images:,} planned"),
-        ("Masks", f"{sum(sum(receipt.num_masks) for receipt in receipts):,}"),
+        ("Masks", f"{_num_masks(store):,}"),
         ("Shards", f"{len(store.receipts):,} of {store.header.num_shards:,} planned"),
         ("Size", _size(stored_bytes)),
         ("Pictures", "degraded and clean pairs" if store.paired else "one per image, no pairs"),
@@ -176,8 +182,15 @@ def _store_facts(store: MaskStore) -> list[tuple[str, str]]:
     ]
 
 
+def _num_masks(store: MaskStore) -> int:
+    return sum(sum(receipt.num_masks) for receipt in store.receipts.values())
+
+
 def _size(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:,.2f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.2f} MB"
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if num_bytes >= size:
+            return f"{num_bytes / size:,.1f} {unit}"
+    return counted(num_bytes, "byte")
 
 
 def _tiles(found: Survey) -> list[tuple[str, str, str]]:
@@ -203,99 +216,13 @@ def _tiles(found: Survey) -> list[tuple[str, str, str]]:
     ]
 
 
-def _charts(found: Survey) -> list[_Chart]:
-    return [
-        _masks_chart(found.num_masks),
-        _area_chart(found.area_shares),
-        _coverage_chart(found.coverage),
-        _depth_chart(found.depth_pixels),
-    ]
+def _aspect(cards: list[_Card]) -> float:
+    """Width over height of the frame that all pictures are shown in, so that cards line up."""
+    aspects = [card.width / card.height for card in cards]
+    return min(max(float(np.median(aspects)), 0.75), 2.0) if aspects else 1.0
 
 
-def _masks_chart(num_masks: Ints) -> _Chart:
-    width = int(num_masks.max()) // _MAX_BARS + 1
-    counts = np.bincount(num_masks // width)
-    lows = np.arange(len(counts)) * width
-    spans = [f"{low}" if width == 1 else f"{low} to {low + width - 1}" for low in lows]
-    every = -(-len(counts) // 8)
-    median = float(np.median(num_masks))
-    svg = histogram_svg(
-        counts,
-        names=[f"{s} masks: {counted(n, 'image')}" for s, n in zip(spans, counts, strict=True)],
-        # A bar of one number is labelled below its middle, a wider one at its left edge.
-        ticks=[
-            (i + (0.5 if width == 1 else 0), str(lows[i])) for i in range(0, len(counts), every)
-        ],
-        description=f"Images by number of masks; the median is {median:g}",
-        marker=(median / width + (0.5 if width == 1 else 0), f"median {median:,.6g}"),
-    )
-    return _Chart("Masks per image", svg, "images by number of masks")
-
-
-def _area_chart(shares: Floats) -> _Chart:
-    title = "Mask area"
-    note = "masks by share of the picture, logarithmic"
-    held = shares[shares > 0]
-    if not len(held):
-        return _Chart(title, "", "no mask has an area")
-    decades = int(np.ceil(-np.log10(held.min()))) or 1
-    edges = np.logspace(-decades, 0, decades * _BARS_PER_DECADE + 1)
-    # Rounding must not push the ends out.
-    counts, _ = np.histogram(np.clip(held, edges[0], edges[-1]), edges)
-    median = float(np.median(held))
-    spans = [f"{percent(low)} to {percent(high)}" for low, high in zip(edges, edges[1:])]
-    svg = histogram_svg(
-        counts,
-        names=[f"{s}: {counted(n, 'mask')}" for s, n in zip(spans, counts, strict=True)],
-        ticks=[
-            (i * _BARS_PER_DECADE, f"{100 * 10.0 ** (i - decades):g} %") for i in range(decades + 1)
-        ],
-        description=f"Masks by share of the picture; the median is {percent(median)}",
-        marker=(
-            (np.log10(median) + decades) * _BARS_PER_DECADE,
-            f"median {percent(median)}",
-        ),
-    )
-    num_empty = len(shares) - len(held)
-    return _Chart(title, svg, note + (f"; {num_empty:,} empty masks left out" * (num_empty > 0)))
-
-
-def _coverage_chart(coverage: Floats) -> _Chart:
-    edges = np.linspace(0, 1, 21)
-    counts, _ = np.histogram(coverage, edges)
-    median = float(np.median(coverage))
-    names = [
-        f"{percent(low)} to {percent(high)}: {counted(n, 'image')}"
-        for low, high, n in zip(edges, edges[1:], counts, strict=False)
-    ]
-    svg = histogram_svg(
-        counts,
-        names=names,
-        ticks=[(i, percent(i / 20)) for i in range(0, 21, 5)],
-        description=f"Images by coverage; the median is {percent(median)}",
-        marker=(median * 20, f"median {percent(median)}"),
-    )
-    return _Chart("Coverage", svg, "images by share of pixels in at least one mask")
-
-
-def _depth_chart(pixels: Ints) -> _Chart:
-    shares = 100 * pixels / pixels.sum()
-    depths = [str(depth) for depth in range(len(shares))]
-    if len(shares) > _MAX_BARS:
-        shares = np.append(shares[: _MAX_BARS - 1], shares[_MAX_BARS - 1 :].sum())
-        depths = [*depths[: _MAX_BARS - 1], f"{_MAX_BARS - 1}+"]
-    every = -(-len(depths) // 12)
-    svg = histogram_svg(
-        shares,
-        names=[f"{d} masks: {percent(s / 100)}" for d, s in zip(depths, shares, strict=True)],
-        ticks=[(i + 0.5, depths[i]) for i in range(0, len(depths), every)],
-        description="Pixels by the number of masks over them",
-        unit=" %",
-    )
-    return _Chart("Overlap depth", svg, "pixels by number of masks over them")
-
-
-def _card(store: MaskStore, index: int, found: Survey, reason: str) -> _Card:
+def _card(store: MaskStore, index: int, found: Survey, strangeness: Strangeness) -> _Card:
     """Read an image and draw it."""
     record = store[index]
     height, width = record.masks.shape
@@ -313,13 +240,14 @@ def _card(store: MaskStore, index: int, found: Survey, reason: str) -> _Card:
     return _Card(
         key=record.key,
         place=index + 1,
-        reason=reason,
+        reason=strangeness.reason(index),
+        strange=bool(strangeness.scores[index] >= STRANGE),
         facts=[
             ("masks", f"{len(record.masks):,}"),
             ("coverage", percent(found.coverage[index])),
             ("largest", percent(found.largest[index])),
             ("deepest", f"{found.depth[index]:,}"),
-            ("pixels", f"{width}×{height}"),
+            ("pixels", f"{width}x{height}"),
         ],
         views=views,
         width=shape[1],

@@ -10,20 +10,22 @@ One tar per shard of the store, one sample per image:
 Equal stores give equal bytes: times and owners in the tars are constant.
 """
 
+import hashlib
 import io
 import json
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import webdataset as wds
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
+from webdataset.tariterators import base_plus_ext, group_by_keys, tar_file_expander
 
-from samprior.storage.errors import StoreError
-from samprior.storage.files import sha256_of, staged_file, write_bytes
+from samprior.storage.errors import StoreError, UsageError
+from samprior.storage.files import remove_drafts, sha256_of, staged_file, write_bytes
+from samprior.storage.manifest import Json
 from samprior.storage.masks import MaskSet
 from samprior.storage.store import MaskStore
 from samprior.storage.writer import COLUMN_PREFIX, Record
@@ -34,11 +36,11 @@ INDEX = "index.json"
 def export_webdataset(
     store: MaskStore, out: Path, *, progress: Callable[[int, int], None] | None = None
 ) -> list[Path]:
-    """Write a complete store as tars below `out`; tars of an earlier, broken run are kept.
+    """Write a complete store as tars below `out`; whole tars of an earlier run are kept.
 
     Args:
         store: a complete store.
-        out: the folder, made if missing.
+        out: the folder, made if missing; no other export may write to it at the same time.
         progress: called with (images written, images in all).
 
     Returns:
@@ -46,53 +48,59 @@ def export_webdataset(
 
     Raises:
         StoreError: the store is unfinished, or `out` holds an export of another store.
+        UsageError: a key that webdataset would read as another one.
     """
     store.require_complete()
-    _claim(out, store.fingerprint)
-    tars, done = [], 0
+    _check_keys(store.keys)
+    _claim(out, store)
+    remove_drafts(out)
+    known = _known_digests(out)
+    entries: list[Json] = []
+    done = 0
     for receipt in store.receipts.values():
         if not receipt.keys:
             continue
         tar = out / f"{receipt.shard:06d}.tar"
-        if not tar.exists():
-            with staged_file(tar) as stream, wds.TarWriter(stream, encoder=False, mtime=0) as sink:
-                for key in receipt.keys:
-                    sink.write(_sample(store[key], paired=store.paired))
-        tars.append(tar)
+        digest = sha256_of(tar) if tar.exists() else None
+        if digest is None or digest != known.get(tar.name, digest):
+            _write_tar(tar, store, receipt.keys)
+            digest = sha256_of(tar)
+        entries.append(
+            {
+                "name": tar.name,
+                "num_samples": len(receipt.keys),
+                "bytes": tar.stat().st_size,
+                "sha256": digest,
+            }
+        )
         done += len(receipt.keys)
         if progress:
             progress(done, len(store))
-    counts = [len(receipt.keys) for receipt in store.receipts.values() if receipt.keys]
-    index = {
-        "fingerprint": store.fingerprint,
-        "num_samples": len(store),
-        "shards": [
-            {
-                "name": tar.name,
-                "num_samples": count,
-                "bytes": tar.stat().st_size,
-                "sha256": sha256_of(tar),
-            }
-            for tar, count in zip(tars, counts, strict=True)
-        ],
-    }
+    index = {"fingerprint": store.fingerprint, "num_samples": len(store), "shards": entries}
     write_bytes(out / INDEX, json.dumps(index, indent=1).encode() + b"\n")
-    return tars
+    return [out / entry["name"] for entry in entries]
 
 
 def read_webdataset(folder: Path) -> Iterator[Record]:
     """Stream the records of an export in order, each rank and worker its own tars.
 
     Raises:
-        StoreError: the export is unfinished or holds a damaged sample.
+        StoreError: the export is unfinished, or a tar is not as it was written; the message
+            names it.
     """
-    dataset = wds.WebDataset(
-        [str(tar) for tar in exported_tars(folder)],
-        shardshuffle=False,
-        nodesplitter=wds.split_by_node,
+    tars = exported_tars(folder)
+    digests = {str(tar): entry["sha256"] for tar, entry in zip(tars, _index(folder), strict=True)}
+    mine = wds.DataPipeline(
+        wds.SimpleShardList(list(digests)), wds.split_by_node, wds.split_by_worker
     )
-    for sample in dataset:
-        yield _record(sample)
+    for shard in mine:
+        tar = Path(shard["url"])
+        # Costs a few percent of the decoding, and decoders miss some flipped bits.
+        if sha256_of(tar) != digests[shard["url"]]:
+            raise StoreError(f"{tar} has another content than was written; export it again")
+        # Not webdataset's own opener, which leaves each tar open until it is collected.
+        with tar.open("rb") as stream:
+            yield from map(_record, group_by_keys(tar_file_expander([{**shard, "stream": stream}])))
 
 
 def exported_tars(folder: Path) -> list[Path]:
@@ -101,29 +109,75 @@ def exported_tars(folder: Path) -> list[Path]:
     Raises:
         StoreError: there is no finished export, or a tar is missing or short.
     """
+    tars = []
+    for entry in _index(folder):
+        tar = folder / entry["name"]
+        if not tar.is_file() or tar.stat().st_size != entry["bytes"]:
+            raise StoreError(f"{tar} is missing or not {entry['bytes']} bytes; export it again")
+        tars.append(tar)
+    return tars
+
+
+def _index(folder: Path) -> list[Json]:
+    """What a finished export says of its tars, in order."""
     try:
-        shards = json.loads((folder / INDEX).read_bytes())["shards"]
-        tars = [(folder / Path(shard["name"]).name, shard["bytes"]) for shard in shards]
+        return [
+            {
+                "name": Path(entry["name"]).name,
+                "num_samples": int(entry["num_samples"]),
+                "bytes": int(entry["bytes"]),
+                "sha256": str(entry["sha256"]),
+            }
+            for entry in json.loads((folder / INDEX).read_bytes())["shards"]
+        ]
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise StoreError(
             f"{folder} holds no finished export ({error}); run `samprior export` again"
         ) from error
-    for tar, num_bytes in tars:
-        if not tar.is_file() or tar.stat().st_size != num_bytes:
-            raise StoreError(f"{tar} is missing or not {num_bytes} bytes; export it again")
-    return [tar for tar, _ in tars]
 
 
-def _claim(out: Path, fingerprint: str) -> None:
-    """Mark the folder as this store's export, or refuse another store's."""
+def _known_digests(out: Path) -> dict[str, str]:
+    """Digests of a finished export's tars; none after a broken run, whose tars are whole too."""
+    try:
+        return {entry["name"]: entry["sha256"] for entry in _index(out)}
+    except StoreError:
+        return {}
+
+
+def _check_keys(keys: Sequence[str]) -> None:
+    for key in keys:
+        if base_plus_ext(f"{key}.clean.png") != (key, "clean.png"):
+            raise UsageError(
+                f"key {key!r} can't be exported: webdataset ends a name at its first dot"
+            )
+
+
+def _claim(out: Path, store: MaskStore) -> None:
+    """Mark the folder as the export of this store as it is now, or refuse another one's."""
+    # The receipts too: a store keeps its fingerprint when a mended image is done again.
+    content = b"".join(receipt.to_json() for receipt in store.receipts.values())
+    claim = hashlib.sha256(store.fingerprint.encode() + content).hexdigest()
     mark = out / ".fingerprint"
     if mark.exists():
-        if mark.read_text() != fingerprint:
-            raise StoreError(f"{out} holds an export of another store; choose another folder")
+        if mark.read_text() != claim:
+            raise StoreError(
+                f"{out} holds an export of another store, or of this one before it was changed; "
+                "choose another folder"
+            )
     elif out.is_dir() and any(out.glob("*.tar")):
         raise StoreError(f"{out} holds tars that are no export of samprior; choose another folder")
     else:
-        write_bytes(mark, fingerprint.encode())
+        write_bytes(mark, claim.encode())
+
+
+def _write_tar(tar: Path, store: MaskStore, keys: Sequence[str]) -> None:
+    with (
+        staged_file(tar) as stream,
+        # pax, the one format with names of any length; the same bytes as ustar for short ones.
+        wds.TarWriter(stream, encoder=False, mtime=0, format="PAX_FORMAT") as sink,
+    ):
+        for key in keys:
+            sink.write(_sample(store[key], paired=store.paired))
 
 
 def _sample(record: Record, *, paired: bool) -> dict[str, str | bytes]:
@@ -136,18 +190,13 @@ def _sample(record: Record, *, paired: bool) -> dict[str, str | bytes]:
 
 
 def _record(sample: Mapping[str, Any]) -> Record:
-    try:
-        clean = _rgb(sample["clean.png"])
-        return Record(
-            key=sample["__key__"],
-            degraded=_rgb(sample["degraded.png"]) if "degraded.png" in sample else clean,
-            clean=clean,
-            masks=_masks(sample["masks.npz"]),
-        )
-    except (KeyError, ValueError, OSError, zipfile.BadZipFile, UnidentifiedImageError) as error:
-        raise StoreError(
-            f"sample {sample.get('__key__')} of {sample.get('__url__')} is damaged: {error!r}"
-        ) from error
+    clean = _rgb(sample["clean.png"])
+    return Record(
+        key=sample["__key__"],
+        degraded=_rgb(sample["degraded.png"]) if "degraded.png" in sample else clean,
+        clean=clean,
+        masks=_masks(sample["masks.npz"]),
+    )
 
 
 def _png(rgb: npt.NDArray[np.uint8]) -> bytes:
@@ -164,10 +213,9 @@ def _rgb(content: bytes) -> npt.NDArray[np.uint8]:
 
 def _npz(masks: MaskSet) -> bytes:
     stream = io.BytesIO()
-    columns = {COLUMN_PREFIX + name: column for name, column in masks.columns.items()}
-    np.savez_compressed(
-        stream, allow_pickle=False, atoms=masks.atoms, members=masks.members, **columns
-    )
+    arrays: dict[str, Any] = {"atoms": masks.atoms, "members": masks.members}
+    arrays |= {COLUMN_PREFIX + name: column for name, column in masks.columns.items()}
+    np.savez_compressed(stream, **arrays)
     return stream.getvalue()
 
 

@@ -217,7 +217,8 @@ class _Shard:
         try:
             self._check_files(receipt)
             group = zarr.open_group(LocalStore(self.folder, read_only=True), mode="r")
-            self.arrays: dict[str, zarr.Array[Any]] = dict(group.arrays())
+            # zarr lists them as their metadata happens to arrive.
+            self.arrays: dict[str, zarr.Array[Any]] = dict(sorted(group.arrays()))
             tiled = {"clean", "degraded", "atoms"}
             self.tables: dict[str, npt.NDArray[Any]] = {
                 name: np.asarray(array[...])

@@ -138,7 +138,7 @@ class Strangeness:
             f"{measure.tell(float(measure.values[index]))}, median {measure.form(measure.median)}"
             for measure in (self._measures[i] for i in strange or order[:1])
         )
-        return told if strange else f"nothing unusual ({told})"
+        return told if strange else f"in the usual range: {told}"
 
 
 def choose(ranking: list[int], num_images: int, *, seed: int = 0) -> tuple[list[int], list[int]]:

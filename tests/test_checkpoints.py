@@ -212,7 +212,7 @@ def test_two_at_once_download_once(server: Server, tmp_path: Path) -> None:
 
 def test_a_cache_that_can_not_be_written_is_told(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(CheckpointError, match="can't keep tiny.pth"):
+    with pytest.raises(CheckpointError, match=r"can't keep tiny\.pth"):
         fetch(server, tmp_path / "file")
 
 

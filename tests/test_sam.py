@@ -35,14 +35,11 @@ def image() -> Rgb:
     return coarse.repeat(16, axis=0).repeat(16, axis=1)[:90, :130]
 
 
-def expanded(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The same keys and shapes with one stored number each: ViT-H in a few hundred KiB."""
-    return {key: torch.zeros(()).expand(value.shape) for key, value in state.items()}
-
-
 def official_state(model: str) -> dict[str, torch.Tensor]:
+    """The official keys and shapes with one stored number each: ViT-H in a few hundred KiB."""
     with torch.device("meta"):
-        return expanded(sam_model_registry[model](checkpoint=None).state_dict())
+        state = sam_model_registry[model](checkpoint=None).state_dict()
+    return {key: torch.zeros(()).expand(value.shape) for key, value in state.items()}
 
 
 @pytest.fixture
@@ -113,6 +110,7 @@ def test_images_too_thin_for_sam_are_told(sam: Sam, shape: tuple[int, int]) -> N
 
 def test_other_arrays_are_refused(sam: Sam) -> None:
     segment = build_segmenter("sam", model=sam)
+    wrong: np.ndarray
     for wrong in (np.zeros((4, 4, 3), np.float32), np.zeros((4, 4), np.uint8)):
         with pytest.raises(UsageError, match=r"uint8 \(H, W, 3\)"):
             segment(wrong)
@@ -132,7 +130,7 @@ def test_random_sam_depends_on_its_seed_and_leaves_the_global_one_alone() -> Non
 def test_random_sam_has_masks_on_both_sides_of_the_thresholds(sam: Sam, image: Rgb) -> None:
     keep_all = {"pred_iou_thresh": 0.0, "stability_score_thresh": 0.0, "box_nms_thresh": 2.0}
     masks = build_segmenter("sam", model=sam, points_per_side=6, **keep_all)(image)
-    iou, stability = masks.columns["predicted_iou"], masks.columns["stability"]
+    iou, stability = (np.asarray(masks.columns[c], float) for c in ("predicted_iou", "stability"))
     assert 0.1 < float((iou > 0.88).mean()) < 0.9
     assert float(np.nanmax(stability)) > 0.9 > 0.5 > float(np.nanmin(stability))
     share = masks.areas / masks.atoms.size
@@ -152,9 +150,9 @@ def test_weights_are_loaded_as_they_were_saved(
     loaded = load_sam("vit_b", checkpoint=path)
     assert torch.equal(torch.rand(3), wanted)
     assert not loaded.training
-    for kept, read in ((sam.state_dict(), loaded.state_dict()),):
-        assert kept.keys() == read.keys()
-        assert all(torch.equal(kept[key], read[key]) for key in kept)
+    kept, read = sam.state_dict(), loaded.state_dict()
+    assert kept.keys() == read.keys()
+    assert all(torch.equal(kept[key], read[key]) for key in kept)
     assert torch.equal(loaded.pixel_mean, sam.pixel_mean)
     assert torch.equal(loaded.pixel_std, sam.pixel_std)
     by_name = build_segmenter("sam", model="vit_b", checkpoint=path, device="cpu", **LOOSE)
@@ -231,6 +229,8 @@ def test_checkpoints_of_something_else_show_where_they_differ(tmp_path: Path, sa
         f"{key} has shape .2, 3., wanted .1, 256.": right | {key: torch.zeros(2, 3)},
         "does not fit vit_b": dict(sam.state_dict()),
         "holds dict at 'model'": {"model": right},
+        "holds Tensor at": {key: torch.zeros(1, 256, device="meta")},
+        "holds Tensor at .a": {"a": torch.zeros(3, dtype=torch.int64)},
         "no dict of tensors": [torch.zeros(1)],
     }
     for message, content in cases.items():
