@@ -86,7 +86,9 @@ def _run_task(task: str, out: Path) -> dict[str, Any]:
     run = str(place / "run")
     scores = place / "scores"
     _samprior("evaluate", run, *dataset, "--split", "test", "--out", str(scores))
-    degraded = {"rain": "test/input", "gopro": "test/chelsea/blur", "sensenoise": "test/noisy"}[task]
+    degraded = {"rain": "test/input", "gopro": "test/chelsea/blur", "sensenoise": "test/noisy"}[
+        task
+    ]
     restored = place / "restored"
     _samprior("restore", run, str(root / degraded), str(restored))
     mean = json.loads((scores / "scores.json").read_text())["mean"]

@@ -29,6 +29,7 @@ def command(  # one argument per option
     dataset: str,
     root: Path,
     split: str | None,
+    variant: str | None,
     degraded_pattern: str | None,
     clean_pattern: str | None,
     space: Literal["rgb", "y"] | None,
@@ -52,7 +53,7 @@ def command(  # one argument per option
     from samprior.training.evaluate import evaluate, write_evaluation
     from samprior.training.restore import pick_device
 
-    found = open_dataset(dataset, root, split, degraded_pattern, clean_pattern)
+    found = open_dataset(dataset, root, split, variant, degraded_pattern, clean_pattern)
     require_good_pairs(found)
     model, record = load_network(checkpoint, name=network, preset=preset)
     with progress("evaluating", "image") as advance:

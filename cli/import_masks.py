@@ -16,6 +16,7 @@ from samprior.cli.progress import progress
 @click.option("--dataset", metavar="NAME", help="Dataset whose images --amg has a folder each for.")
 @click.option("--root", type=PathOption, help="That dataset's folder.")
 @click.option("--split", help="That dataset's split.")
+@click.option("--variant", help="That dataset's layout, where a root has several.")
 @click.option("--degraded-pattern", metavar="PATTERN", help="As for precompute.")
 @click.option("--clean-pattern", metavar="PATTERN", help="As for precompute.")
 @click.option("--out", required=True, type=PathOption, help="The store's folder.")
@@ -27,6 +28,7 @@ def command(  # one argument per option
     dataset: str | None,
     root: Path | None,
     split: str | None,
+    variant: str | None,
     degraded_pattern: str | None,
     clean_pattern: str | None,
     out: Path,
@@ -48,12 +50,12 @@ def command(  # one argument per option
     from samprior.pipeline.plan import plan_header, plan_shards
     from samprior.storage.errors import UsageError
 
-    name, found_split = "images", None
+    name, layout, found_split = "images", "images", None
     pairs: list[Pair]
     maker: MaskMaker
     if amg and dataset and root and not (image or sa1b):
-        found = open_dataset(dataset, root, split, degraded_pattern, clean_pattern)
-        name, found_split = found.name, found.split
+        found = open_dataset(dataset, root, split, variant, degraded_pattern, clean_pattern)
+        name, layout, found_split = found.name, found.layout, found.split
         pairs, maker = list(found.pairs), amg_dataset(amg, found.pairs)
     elif amg and image and not (sa1b or dataset):
         pairs, maker = amg_image(amg, image)
@@ -67,6 +69,7 @@ def command(  # one argument per option
     header = plan_header(
         plan,
         dataset=name,
+        layout=layout,
         split=found_split,
         segmenter=maker.describe(),
         source="clean",

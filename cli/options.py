@@ -29,6 +29,9 @@ def dataset_options(function: "F") -> "F":
             click.option("--root", required=True, type=PathOption, help="The dataset's folder."),
             click.option("--split", help="train or test, where the layout has splits."),
             click.option(
+                "--variant", help="Which of several layouts of a root, such as blur_gamma."
+            ),
+            click.option(
                 "--degraded-pattern",
                 metavar="PATTERN",
                 help="Where degraded files lie below the root, such as 'noisy/{key}.png'.",
@@ -48,6 +51,7 @@ def open_dataset(
     dataset: str,
     root: Path,
     split: str | None,
+    variant: str | None,
     degraded_pattern: str | None,
     clean_pattern: str | None,
 ) -> "Dataset":
@@ -56,8 +60,9 @@ def open_dataset(
 
     found = find_dataset(
         dataset,
-        root.absolute(),  # Ray workers may run elsewhere
+        root,
         split=split,
+        variant=variant,
         degraded_pattern=degraded_pattern,
         clean_pattern=clean_pattern,
     )

@@ -42,6 +42,7 @@ def command(  # one argument per option
     dataset: str,
     root: Path,
     split: str | None,
+    variant: str | None,
     degraded_pattern: str | None,
     clean_pattern: str | None,
     out: Path,
@@ -70,7 +71,7 @@ def command(  # one argument per option
     from samprior.pipeline.makers import segmenter_maker, worker_pool
     from samprior.pipeline.plan import plan_header, plan_shards
 
-    found = open_dataset(dataset, root, split, degraded_pattern, clean_pattern)
+    found = open_dataset(dataset, root, split, variant, degraded_pattern, clean_pattern)
     with progress(f"downloading {model}", "byte") as download:
         maker = segmenter_maker(
             segmenter,
@@ -87,6 +88,7 @@ def command(  # one argument per option
     header = plan_header(
         plan,
         dataset=found.name,
+        layout=found.layout,
         split=found.split,
         segmenter=maker.describe(),
         source=source,

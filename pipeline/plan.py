@@ -44,6 +44,7 @@ def plan_header(
     plan: Sequence[ShardPlan],
     *,
     dataset: str,
+    layout: str,
     split: str | None,
     segmenter: Mapping[str, Any],
     source: Source,
@@ -64,6 +65,7 @@ def plan_header(
         made_of={
             "dataset": {
                 "name": dataset,
+                "layout": layout,
                 "split": split,
                 "listing_sha256": hashlib.sha256("\n".join(keys).encode()).hexdigest(),
             },

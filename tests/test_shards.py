@@ -64,7 +64,7 @@ def test_records_come_back_in_order(tmp_path: Path, store: MaskStore) -> None:
 
 
 # webdataset closes no tar that it opens; ours does, see `read_webdataset`.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 def test_webdataset_alone_reads_the_export(tmp_path: Path, store: MaskStore) -> None:
     tars = export_webdataset(store, tmp_path / "out")
     samples = list(wds.WebDataset([str(tar) for tar in tars], shardshuffle=False).decode("rgb8"))

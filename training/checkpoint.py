@@ -6,7 +6,8 @@ whether the run was broken off in between.
 
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,35 @@ def load_checkpoint(file: Path) -> tuple[Tensors, dict[str, Any]]:
     Raises:
         CheckpointError: the file is missing, damaged or not samprior's.
     """
+    with _open(file) as (content, record):
+        return {name: content.get_tensor(name) for name in content.keys()}, record  # noqa: SIM118  # no mapping
+
+
+def read_record(file: Path) -> dict[str, Any]:
+    """The JSON record of a checkpoint, without its tensors; raises what `load_checkpoint` does."""
+    with _open(file) as (_, record):
+        return record
+
+
+def require_same_settings(file: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Do nothing if the record `found` in `file` says all that `wanted` says.
+
+    Raises:
+        CheckpointError: it doesn't; the message names the settings, with both values.
+    """
+    if changed := _differences(found, wanted):
+        raise CheckpointError(
+            f"{file} is of a run with other settings ({'; '.join(changed[:3])}); choose another "
+            f"out, or remove {file.parent} to train that stage anew"
+        )
+
+
+@contextmanager
+def _open(file: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """The open file (safetensors has no types for it) and its record."""
     try:
         with safe_open(file, framework="pt") as content:
-            record = json.loads((content.metadata() or {})[_RECORD])
-            return {name: content.get_tensor(name) for name in content.keys()}, record  # noqa: SIM118  # no mapping
+            yield content, json.loads((content.metadata() or {})[_RECORD])
     except FileNotFoundError as error:
         raise CheckpointError(f"{file} does not exist; train one with `samprior train`") from error
     except KeyError as error:
@@ -91,13 +117,20 @@ def read_official(file: Path) -> Tensors:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"{file} does not exist") from error
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{file} is damaged or holds more than tensors; get it again, or save its state dict "
+            "alone with torch.save"
+        ) from error
+    except Exception as error:  # the unpickler meets damage with whatever exception it likes
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise CheckpointError(f"{file} can't be read as plain weights ({reason})") from error
     for wrapper in ("params", "state_dict"):
         if isinstance(content, dict) and wrapper in content:
             content = content[wrapper]
-    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+    ):
         raise CheckpointError(f"{file} holds no state dict of tensors")
     return {name.removeprefix("module."): tensor for name, tensor in content.items()}
 
@@ -124,3 +157,15 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], origin: Path
             f"{'; '.join(sorted(wrong)[:3])}"
         )
     module.load_state_dict(dict(tensors))
+
+
+def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """What of `wanted` is otherwise in `found`, by dotted name, with both values."""
+    lines = []
+    for name, value in wanted.items():
+        there = found.get(name)
+        if isinstance(value, dict) and isinstance(there, dict):
+            lines += [f"{name}.{line}" for line in _differences(there, value)]
+        elif there != value:
+            lines.append(f"{name}: {there} there, {value} now")
+    return lines

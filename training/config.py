@@ -20,11 +20,16 @@ Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Weight = Annotated[float, Field(ge=0.0)]
+Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        validate_default=True,
+        allow_inf_nan=False,
     )
 
 
@@ -73,7 +78,7 @@ class OptimizerConfig(_Section):
     """Peak of the later stages, as a share of `lr`; equal for control and distillation."""
     min_lr: Weight = 1e-7
     """Where the cosine ends."""
-    betas: tuple[Share, Share] = (0.9, 0.9)
+    betas: tuple[Decay, Decay] = (0.9, 0.9)
     """Decay of the running moments."""
     weight_decay: Weight = 1e-3
     """Decoupled weight decay."""
@@ -81,7 +86,7 @@ class OptimizerConfig(_Section):
     """Steps of linear warm-up at the start of each stage."""
     clip_norm: Weight = 0.01
     """Largest gradient norm (NAFNet clips at 0.01); 0 does not clip."""
-    ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    ema_decay: Decay = 0.0
     """Decay per step of the averaged weights that are validated and shipped; 0 turns it off."""
 
 
@@ -135,7 +140,7 @@ class TrainConfig(_Section):
     """Folder of the run, made if missing; the same command again resumes it."""
     mode: Mode = "compare"
     """plain: base only. control and distill: base, then that stage. compare: all, and a table."""
-    seed: Count = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Fixes weights, order, crops and augmentation."""
     device: str = "auto"
     """auto takes a GPU where there is one."""
@@ -163,14 +168,17 @@ class TrainConfig(_Section):
     def identity(self, stage: str) -> dict[str, Any]:
         """The settings that determine the weights a stage ends with, and no others.
 
-        Where the run lies and how it talks don't count, and neither do settings of stages that
-        come later: after a change of lambda_spd the base network and the teacher are still good.
+        Where the run and its stores lie and how it talks don't count (the content of the training
+        store does, see `samprior.training.run`), and neither do settings of stages that come
+        later: after a change of lambda_spd the base network and the teacher are still good.
         """
         record = self.model_dump(
             mode="json", include={"seed", "precision", "data", "network", "optimizer"}
         )
-        for unused in ("loader_threads", "validation"):
+        for unused in ("train", "validation", "loader_threads"):
             del record["data"][unused]
+        if stage == "base":
+            del record["optimizer"]["extra_lr_share"]
         earlier = {"base": {"base"}, "control": {"base", "distill"}, "fusion": {"base", "fusion"}}
         uses_masks = stage in ("fusion", "distill")
         record["stages"] = self.stages.model_dump(include=earlier.get(stage))
@@ -196,7 +204,7 @@ def load_config(file: Path | None, overrides: Sequence[str] = ()) -> TrainConfig
     settings: dict[str, Any] = {}
     if file is not None:
         try:
-            settings = tomllib.loads(file.read_text())
+            settings = tomllib.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise ConfigError(f"{file} does not exist; name a TOML file with --config") from error
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -213,7 +221,8 @@ def load_config(file: Path | None, overrides: Sequence[str] = ()) -> TrainConfig
 def to_toml(values: Mapping[str, Any], prefix: str = "") -> str:
     """Nested settings as TOML text; None is left out."""
     lines = [
-        f"{name} = {json.dumps(value)}"
+        # Not ASCII: JSON writes rare characters as two escapes, which TOML doesn't know.
+        f"{name} = {json.dumps(value, ensure_ascii=False)}"
         for name, value in values.items()
         if value is not None and not isinstance(value, Mapping)
     ]
@@ -256,11 +265,21 @@ def _explain(error: ValidationError) -> list[str]:
 
 
 def _nearest(location: tuple[int | str, ...]) -> str:
-    model: type[BaseModel] = TrainConfig
-    for section in location[:-1]:
-        annotation = model.model_fields[str(section)].annotation
-        assert isinstance(annotation, type)
-        model = annotation
-    close = difflib.get_close_matches(str(location[-1]), model.model_fields, n=1, cutoff=0.4)
-    known = ", ".join(model.model_fields)
-    return f"; did you mean {close[0]!r}?" if close else f"; known here: {known}"
+    """A hint at the key that was meant: the nearest of its section, else of all sections."""
+    *sections, key = map(str, location)
+    keys = _dotted_keys(TrainConfig)
+    here = [name for name in keys if name.split(".")[:-1] == sections]
+    for names in (here, keys):
+        by_leaf = {name.rpartition(".")[2]: name for name in names}
+        if near := difflib.get_close_matches(key, by_leaf, n=1):
+            return f"; did you mean {by_leaf[near[0]]!r}?"
+    return f"; known here: {', '.join(here)}"
+
+
+def _dotted_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    names = []
+    for name, field in model.model_fields.items():
+        names.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            names += _dotted_keys(field.annotation, f"{prefix}{name}.")
+    return names

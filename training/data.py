@@ -6,6 +6,7 @@ any number of threads.
 Letters: B crops in a batch, h x w pixels of a crop.
 """
 
+import hashlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -160,6 +161,17 @@ def permutation(seed: int, epoch: int, length: int) -> npt.NDArray[np.int64]:
     order = np.random.default_rng((seed, epoch, length)).permutation(length)
     order.flags.writeable = False
     return order
+
+
+def content_digest(store: MaskStore) -> str:
+    """Hex SHA-256 of all that a store holds.
+
+    Its fingerprint says only how it was made: two noise levels of one listing share it.
+    """
+    digest = hashlib.sha256()
+    for receipt in store.receipts.values():
+        digest.update(receipt.to_json())
+    return digest.hexdigest()
 
 
 def turned(image: npt.NDArray[Scalar], place: Place) -> npt.NDArray[Scalar]:

@@ -38,12 +38,16 @@ class Evaluation:
     space: Space
     border_px: int
     tile_px: int | None
+    overlap_px: int
+    """Of tiles; whole images have none."""
 
     @property
     def protocol(self) -> str:
         """How the numbers were taken, in words."""
         channel = "RGB" if self.space == "rgb" else "Y of BT.601 YCbCr"
-        tiles = "whole images" if self.tile_px is None else f"tiles of {self.tile_px} px"
+        tiles = "whole images"
+        if self.tile_px is not None:
+            tiles = f"tiles of {self.tile_px} px that overlap by {self.overlap_px} px"
         return (
             f"{len(self.images)} images, {channel}, 8 bit, {self.border_px} px border left out, "
             f"{tiles}; SSIM with an 11x11 Gaussian window; means over images"
@@ -106,7 +110,7 @@ def evaluate(
         )
         if progress:
             progress(number, len(pairs))
-    return Evaluation(tuple(scores), space, border_px, tile_px)
+    return Evaluation(tuple(scores), space, border_px, tile_px, overlap_px)
 
 
 def write_evaluation(evaluation: Evaluation, folder: Path, **more: Any) -> None:  # noqa: ANN401

@@ -16,11 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from samprior.storage import MaskStore
-from samprior.storage.errors import CheckpointError, TrainingError
+from samprior.storage.errors import TrainingError
 from samprior.storage.files import write_bytes
-from samprior.training.checkpoint import load_checkpoint, load_strictly, save_checkpoint
+from samprior.training.checkpoint import (
+    load_checkpoint,
+    load_strictly,
+    require_same_settings,
+    save_checkpoint,
+)
 from samprior.training.config import OptimizerConfig, TrainConfig
-from samprior.training.data import Batch, Crops
+from samprior.training.data import Batch, Crops, content_digest
 from samprior.training.stages import Losses, Stage
 from samprior.training.validation import validate
 
@@ -113,11 +118,7 @@ class StageRun:
             CheckpointError: the file is damaged, or of a run with other settings.
         """
         tensors, found = load_checkpoint(file)
-        if changed := _differences(found, record):
-            raise CheckpointError(
-                f"{file} is of a run with other settings ({'; '.join(changed[:3])}); choose "
-                "another out, or remove that folder to start anew"
-            )
+        require_same_settings(file, found, record)
         load_strictly(self.stage.learns, _below(tensors, "weights."), file)
         self.average = {k: v.to(self.device) for k, v in _below(tensors, "average.").items()}
         state: dict[int, dict[str, Tensor]] = {}
@@ -154,11 +155,14 @@ def run_stage(
     if progress:
         progress(stage.name, run.step, stage.iterations, {})
     if run.step < stage.iterations:
+        batches = _batches(stage, config, train, run.step)
         if run.step == 0:
             scores.take()
-        for batch in _batches(stage, config, train, run.step):
+        for batch in batches:
             losses = run.advance(batch.to(device))
             _after_step(run, losses, log, scores, state_file, record, progress)
+    if scores.at(stage.iterations) is None:
+        scores.take()  # a stage without steps, or one that ended before there were these images
     load_strictly(stage.learns, run.average, state_file)
     stage.learns.requires_grad_(False).eval()
     result = StageResult(scores.at(stage.iterations), scores.at(0))
@@ -167,7 +171,7 @@ def run_stage(
 
 
 def learning_rate(step: int, iterations: int, peak: float, settings: OptimizerConfig) -> float:
-    """Linear warm-up, then a cosine from `peak` to min_lr at the last step."""
+    """Linear warm-up, then a cosine from `peak`; it would reach min_lr one step after the last."""
     if step < settings.warmup_steps:
         return peak * (step + 1) / settings.warmup_steps
     span = max(1, iterations - settings.warmup_steps)
@@ -238,13 +242,13 @@ class _Log:
         whole = self.file.read_text().rpartition("\n")[0]  # a kill may cut the last line short
         return [json.loads(line) for line in whole.splitlines()]
 
-    def write(self, **values: float) -> None:
+    def write(self, **values: float | str) -> None:
         with self.file.open("a") as stream:
             stream.write(json.dumps(values) + "\n")
 
 
 class _Scores:
-    """PSNR on the validation images, kept in the log."""
+    """PSNR on the validation images, kept in the log with the digest of these images."""
 
     def __init__(
         self,
@@ -255,6 +259,7 @@ class _Scores:
         log: _Log,
     ) -> None:
         self.stage, self.run, self.store, self.config, self.log = stage, run, store, config, log
+        self.digest = content_digest(store) if store else ""
 
     def take(self) -> None:
         """Score the averaged weights; the learning ones are put back."""
@@ -266,29 +271,19 @@ class _Scores:
         psnr_db = validate(self.stage, self.store, self.config, self.run.device)
         self.stage.learns.load_state_dict(learning)
         self.stage.learns.train()
-        self.log.write(step=self.run.step, validation_psnr_db=psnr_db)
+        self.log.write(
+            step=self.run.step, validation_psnr_db=psnr_db, validation_sha256=self.digest
+        )
 
     def at(self, step: int) -> float | None:
-        """The score that was taken at a step, or None."""
+        """The score that was taken at a step on the images at hand, or None."""
         found = [
             line["validation_psnr_db"]
             for line in self.log.lines()
-            if line["step"] == step and "validation_psnr_db" in line
+            if line["step"] == step and line.get("validation_sha256") == self.digest
         ]
         return found[-1] if found else None
 
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-
-def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    """What of `wanted` is otherwise in `found`, by dotted name, with both values."""
-    lines = []
-    for name, value in wanted.items():
-        there = found.get(name)
-        if isinstance(value, dict) and isinstance(there, dict):
-            lines += [f"{name}.{line}" for line in _differences(there, value)]
-        elif there != value:
-            lines.append(f"{name}: {there} there, {value} now")
-    return lines

@@ -118,7 +118,8 @@ def restoration_plan(source: Path, target: Path) -> list[tuple[Path, Path]]:
 
     Raises:
         LayoutError: no image at `source`.
-        UsageError: two inputs would become one output, or an output is not PNG.
+        UsageError: two inputs would become one output, an input would be overwritten, or an
+            output is not PNG.
     """
     if source.is_dir():
         files = sorted(_images_below(source))
@@ -133,6 +134,9 @@ def restoration_plan(source: Path, target: Path) -> list[tuple[Path, Path]]:
     outputs = [output for _, output in plan]
     if doubled := [str(output) for output, count in Counter(outputs).items() if count > 1]:
         raise UsageError(f"several inputs would become {doubled[0]}; rename one of them")
+    inputs = {file.resolve() for file, _ in plan}
+    if lost := [str(output) for output in outputs if output.resolve() in inputs]:
+        raise UsageError(f"{lost[0]} is an input and would be overwritten; give another output")
     if outputs[0].suffix.lower() != ".png":
         raise UsageError(f"restored pictures are written as PNG, not {outputs[0].suffix}")
     return plan

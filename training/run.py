@@ -15,9 +15,12 @@ from samprior.training.checkpoint import (
     load_checkpoint,
     load_strictly,
     read_official,
+    read_record,
+    require_same_settings,
     save_checkpoint,
 )
 from samprior.training.config import TrainConfig, to_toml
+from samprior.training.data import content_digest
 from samprior.training.loop import Progress, StageResult, run_stage
 from samprior.training.restore import pick_device
 from samprior.training.stages import (
@@ -67,9 +70,9 @@ def train(config: TrainConfig, *, progress: Progress | None = None) -> RunResult
     if config.precision == "fp16" and device.type != "cuda":
         raise ConfigError(f"precision fp16 needs a GPU, the device is {device}; use bf16 or fp32")
     store = MaskStore.open(config.data.train).require_complete()
-    validation = None
-    if config.data.validation is not None:
-        validation = MaskStore.open(config.data.validation).require_complete()
+    validation = _validation_store(config.data.validation)
+    records = {name: _record(config, store, name) for name in STAGES_OF_MODE[config.mode]}
+    _refuse_other_settings(config.out, records)
     network, teacher = build_networks(config)
     if config.network.init is not None:
         load_strictly(network, _initial_weights(config.network.init), config.network.init)
@@ -77,9 +80,9 @@ def train(config: TrainConfig, *, progress: Progress | None = None) -> RunResult
 
     results: dict[str, StageResult] = {}
     shipped = config.out / "base" / "model.safetensors"
-    for name in STAGES_OF_MODE[config.mode]:
+    for name, record in records.items():
         stage = _stage(name, config, network, teacher, shipped)
-        about = _record(config, store, stage)
+        about = {**record, "analyzer": stage.analyzer}
         results[name] = run_stage(
             stage, config, store, validation, device, record=about, progress=progress
         )
@@ -93,6 +96,23 @@ def train(config: TrainConfig, *, progress: Progress | None = None) -> RunResult
     result = RunResult(results, model, protocol)
     write_bytes(config.out / "summary.json", _summary(result, about).encode())
     return result
+
+
+def _validation_store(root: Path | None) -> MaskStore | None:
+    if root is None:
+        return None
+    store = MaskStore.open(root).require_complete()
+    if not store.paired:
+        raise ConfigError(f"{root} holds images without degraded sides; data.validation needs both")
+    return store
+
+
+def _refuse_other_settings(out: Path, records: dict[str, dict[str, Any]]) -> None:
+    """Check all stages before any goes on: a refusal must not come after days of training."""
+    for name, record in records.items():
+        file = out / name / "state.safetensors"
+        if file.exists():
+            require_same_settings(file, read_record(file), record)
 
 
 def _stage(
@@ -115,14 +135,14 @@ def _initial_weights(file: Path) -> dict[str, torch.Tensor]:
     return load_checkpoint(file)[0] if file.suffix == ".safetensors" else read_official(file)
 
 
-def _record(config: TrainConfig, store: MaskStore, stage: Stage) -> dict[str, Any]:
+def _record(config: TrainConfig, store: MaskStore, stage: str) -> dict[str, Any]:
     """What the checkpoints of a stage say about how they were made."""
     return {
-        "stage": stage.name,
-        "config": config.identity(stage.name),
-        "store_fingerprint": store.fingerprint,
+        "stage": stage,
+        "config": config.identity(stage),
         "masks": dict(store.header.made_of),
-        "analyzer": stage.analyzer,
+        "store_fingerprint": store.fingerprint,
+        "store_sha256": content_digest(store),
     }
 
 
