@@ -42,7 +42,8 @@ lint: $(STAMP) links
 	@$(BIN)/codespell
 
 benchmark: $(STAMP)
-	@$(BIN)/python -m benchmarks.distillation_cost
+	@$(BIN)/python benchmarks/masks.py
+	@$(BIN)/python benchmarks/distillation_cost.py
 
 clean:
 	rm -rf build demo-output *.egg-info .pytest_cache .mypy_cache .ruff_cache

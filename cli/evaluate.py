@@ -1,5 +1,6 @@
 """`samprior evaluate`: score a checkpoint on a dataset."""
 
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +24,7 @@ from samprior.cli.progress import progress
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 ...")
 @click.option("--network", help="Architecture of an official .pth checkpoint.")
 @click.option("--preset", help="Shape of an official .pth checkpoint, such as gopro_w32.")
-@click.option("--out", type=PathOption, help="Folder for scores.csv and scores.json.")
+@click.option("--out", type=PathOption, help="Folder for scores.csv, scores.json and report.html.")
 def command(  # one argument per option
     checkpoint: Path,
     dataset: str,
@@ -51,16 +52,19 @@ def command(  # one argument per option
     from samprior.pipeline.datasets import require_good_pairs
     from samprior.training.checkpoint import load_network
     from samprior.training.evaluate import evaluate, write_evaluation
-    from samprior.training.restore import pick_device
+    from samprior.training.report import write_report
+    from samprior.training.restore import pick_device, restore
 
     found = open_dataset(dataset, root, split, variant, degraded_pattern, clean_pattern)
     require_good_pairs(found)
     model, record = load_network(checkpoint, name=network, preset=preset)
+    pairs = [(pair.key, pair.degraded, pair.clean) for pair in found.pairs]
+    chosen = pick_device(device)
     with progress("evaluating", "image") as advance:
         result = evaluate(
             model,
-            [(pair.key, pair.degraded, pair.clean) for pair in found.pairs],
-            device=pick_device(device),
+            pairs,
+            device=chosen,
             space=space or ("y" if found.name == "rain" else "rgb"),
             border_px=border_px,
             tile_px=tile_px,
@@ -73,4 +77,17 @@ def command(  # one argument per option
     click.echo(f"({result.protocol})")
     if out is not None:
         write_evaluation(result, out, checkpoint=str(checkpoint), made=record)
-        click.echo(f"{out}/scores.csv, {out}/scores.json")
+        again = partial(restore, model, device=chosen, tile_px=tile_px, overlap_px=overlap_px)
+        split_text = f" {found.split}" if found.split else ""
+        with progress("drawing the report", "image") as advance:
+            write_report(
+                result,
+                pairs,
+                out / "report.html",
+                restorer=again,
+                checkpoint=checkpoint,
+                record=record,
+                dataset=f"{found.name}{split_text}: {found.describe()}",
+                progress=advance,
+            )
+        click.echo(f"{out}/scores.csv, {out}/scores.json, {out}/report.html")

@@ -6,8 +6,6 @@ from importlib.metadata import version
 
 import click
 
-from samprior.storage.errors import SampriorError
-
 COMMANDS = {
     "precompute": ("precompute", "Segment a dataset once and keep all masks in a store."),
     "import-masks": ("import_masks", "Make a store of masks that amg.py or SA-1B hold."),
@@ -61,13 +59,23 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Run the command line; our own errors become one line and their exit code."""
+    """Run the command line; a user's mistake becomes one line and its exit code."""
     try:
         cli()
-    except SampriorError as error:
+    except Exception as error:
+        code = _exit_code(error)
+        if code is None:
+            raise
         click.echo(f"samprior: {error}", err=True)
-        sys.exit(error.exit_code)
-    except OSError as error:
-        # A full disk, a read-only folder: the system's own words name the file.
-        click.echo(f"samprior: {error}", err=True)
-        sys.exit(1)
+        sys.exit(code)
+
+
+def _exit_code(error: Exception) -> int | None:
+    """The exit code of errors that are no bugs of ours; None for the others."""
+    # Here, not at the top: the store brings numpy and zarr along, which help has no use for.
+    from samprior.storage.errors import SampriorError
+
+    if isinstance(error, SampriorError):
+        return error.exit_code
+    # A full disk, a read-only folder: the system's own words name the file.
+    return 1 if isinstance(error, OSError) else None

@@ -25,7 +25,7 @@ from samprior.pipeline.plan import (
     pending,
 )
 from samprior.storage.errors import ImageError, StoreError
-from samprior.storage.files import remove_drafts
+from samprior.storage.files import STAGED_SUFFIX, remove_drafts
 from samprior.storage.images import Rgb, read_rgb
 from samprior.storage.manifest import (
     Header,
@@ -234,17 +234,23 @@ def _run_here(todo: Sequence[ShardPlan], worker: ShardWorker, progress: Progress
 
 def _claim(out: Path, header: Header) -> None:
     """Make the store, or make sure that the one at `out` is the plan's."""
-    if not (out / "zarr.json").exists():
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise StoreError(f"{out} exists and is no samprior store; choose another --out")
+    if (out / "zarr.json").exists():
+        found = read_header(out)
+        if found.fingerprint != header.fingerprint:
+            raise StoreError(
+                f"{out} was made with other settings "
+                f"({'; '.join(found.difference(header)[:3])}); choose another --out, or remove it "
+                "first"
+            )
+    elif out.exists() and (not out.is_dir() or _strangers(out)):
+        raise StoreError(f"{out} exists and is no samprior store; choose another --out")
+    if not (out / "shards" / "zarr.json").exists():
         write_header(out, header)
-        return
-    found = read_header(out)
-    if found.fingerprint != header.fingerprint:
-        raise StoreError(
-            f"{out} was made with other settings ({'; '.join(found.difference(header)[:3])}); "
-            "choose another --out, or remove it first"
-        )
+
+
+def _strangers(folder: Path) -> list[Path]:
+    """What lies in a folder but for the drafts that a killed job may have left."""
+    return [path for path in folder.iterdir() if path.suffix != STAGED_SUFFIX]
 
 
 @contextmanager

@@ -137,9 +137,12 @@ def receipt_files(root: Path) -> dict[int, Path]:
 
 
 def write_header(root: Path, header: Header) -> None:
-    """Make the empty store: the root group with its header, and the group of the shards."""
-    _write_group(root / "shards", {})
+    """Make the empty store: the root group with its header, and the group of the shards.
+
+    Writing it again over itself changes nothing.
+    """
     _write_group(root, {"samprior": {**asdict(header), "fingerprint": header.fingerprint}})
+    _write_group(root / "shards", {})
 
 
 def read_header(root: Path) -> Header:

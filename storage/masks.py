@@ -116,10 +116,12 @@ class MaskSet:
 
     def to_masks(self) -> Bools:
         """All masks as boolean (K, H, W), bit for bit as they were given."""
-        # One gather per mask keeps the peak at K planes; members[atoms] would need a transpose.
         planes = np.empty((len(self), *self.shape), np.bool_)
-        for k in range(len(self)):
-            planes[k] = self.mask(k)
+        index = self.atoms.astype(np.intp)
+        columns = np.ascontiguousarray(self.members.T)
+        for plane, column in zip(planes, columns, strict=True):
+            # "clip" skips the bounds check that the constructor has made for all.
+            np.take(column, index, out=plane, mode="clip")
         return planes
 
     def mask(self, k: int) -> Bools:

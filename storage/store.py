@@ -21,7 +21,11 @@ from samprior.storage.errors import StoreError, UsageError
 from samprior.storage.files import sha256_of
 from samprior.storage.manifest import Header, Receipt, read_header, read_receipts, shard_folder
 from samprior.storage.masks import MaskSet, atom_intersections, check_window
+from samprior.storage.tiles import TiledArray
 from samprior.storage.writer import COLUMN_PREFIX, Record
+
+TILED = {"clean", "degraded", "atoms"}
+"""Arrays that are read by window; the others are small and read whole."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +179,7 @@ class MaskStore:
         receipt, row = self._locate(index)
         check_window(receipt.sizes[row], y, x, height, width)
         shard = self._shard(receipt.shard)
-        window = (row, slice(y, y + height), slice(x, x + width))
+        window = (row, y, x, height, width)
         table = shard.table(row)
         members, columns = table.members, table.columns
         if keep is not None:
@@ -218,14 +222,12 @@ class _Shard:
             self._check_files(receipt)
             group = zarr.open_group(LocalStore(self.folder, read_only=True), mode="r")
             # zarr lists them as their metadata happens to arrive.
-            self.arrays: dict[str, zarr.Array[Any]] = dict(sorted(group.arrays()))
-            tiled = {"clean", "degraded", "atoms"}
+            arrays: dict[str, zarr.Array[Any]] = dict(sorted(group.arrays()))
+            self.tiled = {name: TiledArray(self.folder / name) for name in TILED & arrays.keys()}
             self.tables: dict[str, npt.NDArray[Any]] = {
-                name: np.asarray(array[...])
-                for name, array in self.arrays.items()
-                if name not in tiled
+                name: np.asarray(array[...]) for name, array in arrays.items() if name not in TILED
             }
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise self._damaged(error) from error
 
     def _check_files(self, receipt: Receipt) -> None:
@@ -239,9 +241,9 @@ class _Shard:
             if name.endswith("zarr.json") and sha256_of(self.folder / name) != digest:
                 raise ValueError(f"{name} was altered")
 
-    def read(self, name: str, window: tuple[int, slice, slice]) -> npt.NDArray[Any]:
+    def read(self, name: str, window: tuple[int, int, int, int, int]) -> npt.NDArray[Any]:
         try:
-            return np.asarray(self.arrays[name][window])
+            return self.tiled[name].read(*window)
         except (KeyError, OSError, ValueError, RuntimeError) as error:
             raise self._damaged(error) from error
 

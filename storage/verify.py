@@ -10,6 +10,7 @@ import numpy as np
 from samprior.storage.errors import StoreError
 from samprior.storage.files import STAGED_SUFFIX, remove_drafts
 from samprior.storage.manifest import (
+    Header,
     Receipt,
     digests_of,
     read_header,
@@ -61,7 +62,7 @@ def verify_store(
     rng = np.random.default_rng(seed)
     for shard in range(header.num_shards):
         if receipt_file(root, shard).exists():
-            _check_shard(root, shard, found, rng)
+            _check_shard(root, header, shard, found, rng)
         if progress:
             progress(shard + 1, header.num_shards)
     _check_strangers(root, header.num_shards, found)
@@ -70,13 +71,18 @@ def verify_store(
     return found
 
 
-def _check_shard(root: Path, shard: int, found: Verification, rng: np.random.Generator) -> None:
+def _check_shard(
+    root: Path, header: Header, shard: int, found: Verification, rng: np.random.Generator
+) -> None:
     try:
         receipt = read_receipt(root, shard)
     except StoreError as error:
         found.broken[shard] = [str(error)]
         return
     problems = _digest_problems(shard_folder(root, shard), receipt)
+    planned = min(header.images_per_shard, header.num_images - shard * header.images_per_shard)
+    if len(receipt.keys) + len(receipt.quarantined) != planned:
+        problems.append(f"{receipt_file(root, shard)} has not the {planned} images of the plan")
     if not problems and receipt.keys:
         problems = _decode_problems(root, receipt, int(rng.integers(len(receipt.keys))))
     if problems:

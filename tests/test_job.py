@@ -14,7 +14,7 @@ from PIL import Image
 from ray import cloudpickle
 
 from samprior.pipeline.datasets import Pair
-from samprior.pipeline.job import JobResult, MasksOf, estimate, run_job
+from samprior.pipeline.job import JobResult, MaskMaker, MasksOf, estimate, run_job
 from samprior.pipeline.makers import Segmented
 from samprior.pipeline.plan import ShardPlan, pending, plan_header, plan_shards
 from samprior.pipeline.segmenters import segmenter_settings
@@ -58,6 +58,9 @@ class Halves:
         return MaskSet.from_masks(masks, brightness=[float(image.mean()), 0.0])
 
 
+HALVES = Halves()
+
+
 @pytest.fixture
 def pairs(tmp_path: Path, rng: np.random.Generator) -> list[Pair]:
     """Seven pairs of 48x40 pictures."""
@@ -78,8 +81,12 @@ def private_ray() -> Iterator[None]:
     ray.shutdown()
 
 
-def run(out: Path, pairs: Sequence[Pair], maker: Any = None, **settings: Any) -> JobResult:
-    maker = maker or Halves()
+def run(
+    out: Path,
+    pairs: Sequence[Pair],
+    maker: MaskMaker = HALVES,
+    **settings: Any,  # noqa: ANN401  # of run_job
+) -> JobResult:
     plan = plan_shards(pairs, images_per_shard=3)
     header = plan_header(
         plan,
@@ -225,7 +232,7 @@ def test_a_full_disk_leaves_whole_shards_only(
     real = digests_of
     calls = []
 
-    def full(folder: Path) -> Any:
+    def full(folder: Path) -> tuple[dict[str, str], int]:
         calls.append(folder)
         if len(calls) == 2:
             raise OSError(28, "No space left on device")
@@ -251,9 +258,7 @@ def test_pending_asks_for_what_has_no_receipt(tmp_path: Path, pairs: list[Pair])
     assert pending(plan, receipts) == [ShardPlan(1, tuple(pairs[3:6]))]
 
 
-def test_the_estimate_measures_probes_and_writes_nothing(
-    tmp_path: Path, pairs: list[Pair]
-) -> None:
+def test_the_estimate_measures_probes_and_writes_nothing(tmp_path: Path, pairs: list[Pair]) -> None:
     before = sorted(tmp_path.rglob("*"))
     plan = plan_shards(pairs, images_per_shard=3)
     guess = estimate(plan, Halves(), source="clean", paired=True)
@@ -302,9 +307,7 @@ def test_a_shard_that_always_kills_its_worker_is_given_up_and_the_others_are_wri
     assert run(tmp_path / "out", pairs).shards_written == 1
 
 
-def test_pictures_of_one_shard_may_differ_in_size(
-    tmp_path: Path, rng: np.random.Generator
-) -> None:
+def test_pictures_of_one_shard_may_differ_in_size(tmp_path: Path, rng: np.random.Generator) -> None:
     pairs = []
     for number, shape in enumerate([(40, 48, 3), (130, 20, 3), (9, 200, 3)]):
         file = tmp_path / f"{number}.png"
