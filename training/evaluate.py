@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -67,10 +68,12 @@ class Evaluation:
         return stream.getvalue()
 
     def to_json(self, **more: Any) -> str:  # noqa: ANN401  # any JSON
-        """Scores, means and protocol as one JSON object."""
-        images = [asdict(image) for image in self.images]
-        record = {"protocol": self.protocol, "mean": asdict(self.mean()), "images": images}
-        return json.dumps({**more, **record}, indent=1) + "\n"
+        """Scores, means and protocol as one JSON object; JSON has no infinity, so it is null."""
+        images, mean = [_finite(image) for image in self.images], _finite(self.mean())
+        record = {"protocol": self.protocol, "mean": mean, "images": images}
+        if any(None in image.values() for image in images):
+            record["remark"] = "a PSNR of null is infinite: the picture equals the clean one"
+        return json.dumps({**more, **record}, indent=1, allow_nan=False) + "\n"
 
 
 def evaluate(
@@ -115,5 +118,12 @@ def evaluate(
 
 def write_evaluation(evaluation: Evaluation, folder: Path, **more: Any) -> None:  # noqa: ANN401
     """Write scores.csv and scores.json below `folder`."""
-    write_bytes(folder / "scores.csv", evaluation.to_csv().encode())
+    # Keys made from file names may hold lone surrogates, which UTF-8 can't.
+    csv_bytes = evaluation.to_csv().encode("utf-8", "backslashreplace")
+    write_bytes(folder / "scores.csv", csv_bytes)
     write_bytes(folder / "scores.json", evaluation.to_json(**more).encode())
+
+
+def _finite(score: ImageScore) -> dict[str, str | float | None]:
+    """A score by name, with None for what is infinite."""
+    return {name: None if value == math.inf else value for name, value in asdict(score).items()}

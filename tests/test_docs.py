@@ -1,0 +1,105 @@
+"""The pages tell the truth where a machine can check it: code, commands, links, settings."""
+
+import importlib.util
+import re
+import shlex
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from samprior.cli.main import cli
+from samprior.pipeline.segmenters import segmenter_settings
+from samprior.training.config import load_config
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted((ROOT / "docs").glob("*.md")) + [
+    ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
+]
+NAMES = [page.name for page in PAGES]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return [text for kind, text in BLOCK.findall(page.read_text("utf-8")) if kind == language]
+
+
+def commands() -> list[Any]:
+    """Every `samprior ...` line of the pages' shell blocks, as its arguments."""
+    lines = [
+        (page.name, line)
+        for page in PAGES
+        for text in blocks(page, "sh")
+        for line in text.replace("\\\n", " ").splitlines()
+        if line.startswith("samprior ")
+    ]
+    return [
+        pytest.param(shlex.split(line, comments=True)[1:], id=f"{page}: {line}")
+        for page, line in lines
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_python_blocks_run(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_store: Callable[..., Any]
+) -> None:
+    """The blocks of a page run in order, in one namespace, beside a store `stores/gopro`."""
+    monkeypatch.chdir(tmp_path)
+    texts = blocks(page, "python")
+    if texts:
+        make_store(Path("stores/gopro"), [(400, 480)] * 2)
+    namespace: dict[str, Any] = {"__name__": "page"}
+    for number, text in enumerate(texts):
+        exec(compile(text, f"{page.name}, python block {number + 1}", "exec"), namespace)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_links_lead_to_files(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text("utf-8"), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" not in target:
+            path, _, anchor = target.partition("#")
+            file = page.parent / path if path else page
+            assert file.exists(), f"{page.name} links to {target}"
+            titles = re.findall(r"^#+ (.*)$", file.read_text("utf-8"), re.MULTILINE)
+            anchors = {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
+            assert not anchor or anchor in anchors, f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("arguments", commands())
+def test_commands_are_accepted(arguments: list[str]) -> None:
+    """Parsed, not run: commands, options and their values are known."""
+    context = cli.make_context("samprior", list(arguments))
+    command = cli.get_command(context, arguments[0])
+    assert command is not None, f"there is no command {arguments[0]}"
+    values = command.make_context(arguments[0], arguments[1:], parent=context).params
+    if arguments[0] == "train":
+        overrides = values["overrides"]
+        needed = () if values["config"] is None else ("data.train=x", "out=x")
+        load_config(None, [*needed, *overrides])
+    if arguments[0] == "precompute":
+        settings = tomllib.loads("\n".join(values["settings"]))
+        segmenter_settings(values["segmenter"], **settings)
+
+
+def test_the_toml_examples_are_valid(tmp_path: Path) -> None:
+    for page in PAGES:
+        for text in blocks(page, "toml"):
+            file = tmp_path / "train.toml"
+            file.write_text(text, "utf-8")
+            load_config(file)
+
+
+def test_the_table_of_settings_is_up_to_date() -> None:
+    """If not: python docs/config_reference.py."""
+    spec = importlib.util.spec_from_file_location(
+        "config_reference", ROOT / "docs" / "config_reference.py"
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert (ROOT / "docs" / "config.md").read_text("utf-8") == module.reference()
+    assert "None |" not in module.reference(), "a setting has no docstring"
