@@ -22,7 +22,7 @@ from samprior.training.config import TrainConfig
 from samprior.training.data import Crops
 from samprior.training.loop import StageRun
 from samprior.training.restore import pick_device
-from samprior.training.stages import base_stage, build_networks, distill_stage
+from samprior.training.stages import base_stage, build_networks, build_relation, distill_stage
 
 
 @click.command()
@@ -49,10 +49,12 @@ def main(preset: str, crop_px: int, batch_size: int, device: str, runs: int) -> 
     network, teacher = build_networks(config)
     plain = StageRun(base_stage(config, network), config, place)
     other, teacher = build_networks(config)
-    distill = StageRun(distill_stage(config, other, teacher), config, place)
+    distill = StageRun(
+        distill_stage(config, other, teacher, build_relation(config.loss)), config, place
+    )
     sgr_free = config.model_copy(update={"loss": config.loss.model_copy(update={"lambda_sgr": 0})})
     third, teacher = build_networks(sgr_free)
-    without_sgr = StageRun(distill_stage(sgr_free, third, teacher), sgr_free, place)
+    without_sgr = StageRun(distill_stage(sgr_free, third, teacher, None), sgr_free, place)
 
     def step(run: StageRun) -> None:
         run.advance(batch)

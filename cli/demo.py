@@ -52,7 +52,7 @@ DEMO_CONFIG: dict[str, Any] = {
 def command(out: Path, tasks: tuple[str, ...], seed: int) -> None:
     """Run the whole path on photographs that ship with scikit-image, degraded by known recipes.
 
-    Masks come from the superpixel segmenter, which is not SAM: SAM's weights are 2.4 GB and its
+    Masks come from the superpixel segmenter, which is not SAM: SAM's weights are 2.6 GB and its
     ViT-H takes minutes an image without a GPU. Run it again and finished steps are kept.
 
     \b
@@ -136,8 +136,8 @@ def _table(rows: list[dict[str, Any]]) -> str:
         lines += [
             f"\n{TASKS[row['task']][0]}:",
             f"  restored pictures  {place / 'restored'}",
+            f"  report, to look at {place / 'scores' / 'report.html'}",
             f"  masks, to look at  {place / 'masks.html'}",
-            f"  scores             {place / 'scores' / 'scores.csv'}",
             f"  network that ships {place / 'run' / 'model.safetensors'}",
         ]
     return "\n".join(lines)

@@ -144,7 +144,7 @@ def _dry_run(plan: "list[ShardPlan]", maker: "MaskMaker", source: "Source") -> N
         f"about {guess.seconds_per_image:.2f} s an image on one worker, "
         f"{_duration(total_s)} in all\n"
         f"about {guess.bytes_per_image * num_images / 1e6:.1f} MB in the store\n"
-        f"(from {guess.num_probes} probe images; nothing was written)"
+        f"(from {guess.num_probes} probe images; no store was written)"
     )
 
 

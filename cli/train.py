@@ -11,7 +11,7 @@ from samprior.cli.progress import Advance, progress
 
 
 @click.command("train")
-@click.option("--config", type=PathOption, help="TOML file; every key is optional but data.train.")
+@click.option("--config", type=PathOption, help="TOML file; needed are out and data.train.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key.")
 def command(config: Path | None, overrides: tuple[str, ...]) -> None:
     """Train network 1, a teacher that sees the masks, and distil it back into network 1.

@@ -16,7 +16,7 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from samprior.pipeline.plan import ShardPlan
-from samprior.storage.errors import SampriorError, StoreError
+from samprior.storage.errors import SampriorError, StoreError, UsageError
 from samprior.storage.manifest import Receipt
 
 if TYPE_CHECKING:
@@ -46,11 +46,17 @@ def run_on_ray(
 
     with _ray():
         workers = min(workers, len(todo))
-        threads = max(1, int(ray.cluster_resources().get("CPU", 1)) // workers)  # type: ignore[no-untyped-call]
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        cpus = resources.get("CPU", 1.0)
+        if gpus_per_worker > resources.get("GPU", 0.0):
+            raise UsageError(
+                f"a worker needs {gpus_per_worker:g} GPU, Ray has {resources.get('GPU', 0.0):g}; "
+                "choose --device cpu"
+            )
         # Two calls at a time: one writes, the other answers how far it is.
         actor_class: Any = ray.remote(ShardWorker)
         remote = actor_class.options(
-            num_cpus=1,
+            num_cpus=min(1.0, cpus / workers),  # more workers than cores share them
             num_gpus=gpus_per_worker,
             max_restarts=-1,
             max_task_retries=0,
@@ -58,7 +64,8 @@ def run_on_ray(
         )
         root = target[0].resolve()
         actors = [
-            remote.remote(root, target[1], num_threads=threads, **arguments) for _ in range(workers)
+            remote.remote(root, target[1], num_threads=max(1, int(cpus // workers)), **arguments)
+            for _ in range(workers)
         ]
         try:
             lost = _Pool(actors, todo, progress).run()

@@ -43,6 +43,9 @@ MasksOf = Callable[[Pair, Rgb], MaskSet]
 Progress = Callable[[int, int], None]
 """Called with (images finished by this run, images this run has to do)."""
 
+LOCK = ".lock"
+"""File of the store that its only writer holds locked."""
+
 MAX_LOSSES = 2
 """A shard whose worker died this often is given up; one loss may be the machine's fault."""
 
@@ -105,9 +108,10 @@ class ShardWorker:
         for pair in shard.pairs:
             try:
                 records.append(self._record(pair))
-            except MemoryError:
-                raise
-            except Exception as error:  # whatever one image does, the others are still wanted
+            except Exception as error:
+                # What the machine lacks at the moment says nothing against the image.
+                if isinstance(error, MemoryError | OSError) or _is_out_of_memory(error):
+                    raise
                 quarantined[pair.key] = _reason(error)
             self.images_done += 1
             if self.on_image:
@@ -160,8 +164,10 @@ def run_job(
         StoreError: `out` holds something else, another job writes to it, or writing failed.
     """
     started = time.monotonic()
-    _claim(out, header)
+    if not (out / "zarr.json").exists():
+        _refuse_strangers(out)
     with _only_writer(out):
+        _claim(out, header)
         for folder in (out, out / "shards", out / "receipts"):
             remove_drafts(folder)
         todo = pending(plan, read_receipts(out))
@@ -233,8 +239,11 @@ def _run_here(todo: Sequence[ShardPlan], worker: ShardWorker, progress: Progress
 
 
 def _claim(out: Path, header: Header) -> None:
-    """Make the store, or make sure that the one at `out` is the plan's."""
-    if (out / "zarr.json").exists():
+    """Make the store, or make sure that the one at `out` is the plan's.
+
+    A store in which no shard was ever finished holds nothing that could be of another kind.
+    """
+    if (out / "zarr.json").exists() and any((out / "receipts").glob("*.json")):
         found = read_header(out)
         if found.fingerprint != header.fingerprint:
             raise StoreError(
@@ -242,22 +251,26 @@ def _claim(out: Path, header: Header) -> None:
                 f"({'; '.join(found.difference(header)[:3])}); choose another --out, or remove it "
                 "first"
             )
-    elif out.exists() and (not out.is_dir() or _strangers(out)):
-        raise StoreError(f"{out} exists and is no samprior store; choose another --out")
-    if not (out / "shards" / "zarr.json").exists():
+    if not (out / "shards" / "zarr.json").exists() or read_header(out) != header:
         write_header(out, header)
 
 
-def _strangers(folder: Path) -> list[Path]:
-    """What lies in a folder but for the drafts that a killed job may have left."""
-    return [path for path in folder.iterdir() if path.suffix != STAGED_SUFFIX]
+def _refuse_strangers(out: Path) -> None:
+    """Raise StoreError if `out` holds anything but what a killed job may have left."""
+    if not out.exists():
+        return
+    if not out.is_dir() or any(
+        path.suffix != STAGED_SUFFIX and path.name != LOCK for path in out.iterdir()
+    ):
+        raise StoreError(f"{out} exists and is no samprior store; choose another --out")
 
 
 @contextmanager
 def _only_writer(out: Path) -> Iterator[None]:
     """Hold the store's lock; the system frees it even when this process is killed."""
-    lock = out / ".lock"
-    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+    out.mkdir(parents=True, exist_ok=True)
+    # Never removed: a third job could lock a new file while a second one holds the old.
+    descriptor = os.open(out / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -266,8 +279,12 @@ def _only_writer(out: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        lock.unlink(missing_ok=True)
         os.close(descriptor)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # torch's class by name, since most segmenters never import torch.
+    return type(error).__name__ == "OutOfMemoryError"
 
 
 def _reason(error: Exception) -> str:

@@ -1,8 +1,9 @@
 """Where a job's masks come from: a segmenter, or masks that somebody made before."""
 
+import hashlib
 import os
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from samprior.pipeline.job import MaskMaker, MasksOf
 from samprior.pipeline.sam_segmenter import SamSettings
 from samprior.pipeline.segmenters import SegmenterSettings, segmenter_settings
 from samprior.storage.errors import LayoutError, UsageError
+from samprior.storage.files import sha256_of
 from samprior.storage.images import IMAGE_SUFFIXES, Rgb
 from samprior.storage.masks import MaskSet
 
@@ -42,7 +44,8 @@ class ImportedAmg:
 
     def describe(self) -> dict[str, Any]:
         """What the store says of its masks."""
-        return {"segmenter": "imported", "format": "amg.py"}
+        listings = (folder / "metadata.csv" for folder in self.folders.values())
+        return {"segmenter": "imported", "format": "amg.py", "masks_sha256": _digest(listings)}
 
     def build(self) -> MasksOf:
         """Nothing to load."""
@@ -58,9 +61,12 @@ class ImportedAmg:
 class ImportedSa1b:
     """Masks from SA-1B's JSON files, each beside its image."""
 
+    files: tuple[Path, ...]
+
     def describe(self) -> dict[str, Any]:
         """What the store says of its masks."""
-        return {"segmenter": "imported", "format": "SA-1B"}
+        digest = _digest(self.files)
+        return {"segmenter": "imported", "format": "SA-1B", "masks_sha256": digest}
 
     def build(self) -> MasksOf:
         """Nothing to load."""
@@ -89,6 +95,9 @@ def segmenter_maker(
     values = dict(_parsed(setting) for setting in settings)
     if name != "sam":
         return Segmented(segmenter_settings(name, **values))
+    if doubled := values.keys() & {"model", "checkpoint", "device"}:
+        option = sorted(doubled)[0]
+        raise UsageError(f"--set {option}=... has an option of its own: use --{option}")
     wanted = segmenter_settings(name, model=model, checkpoint=checkpoint, device=device, **values)
     if checkpoint is None:
         fetch_checkpoint(model, progress=progress)
@@ -169,7 +178,16 @@ def sa1b_folder(folder: Path) -> tuple[list[Pair], ImportedSa1b]:
     if alone := sorted(images.keys() ^ notes):
         raise LayoutError(f"{folder}: image or JSON is missing for {', '.join(alone[:5])}")
     pairs = [Pair(stem.replace(".", "_"), file, file) for stem, file in images.items()]
-    return sorted(pairs, key=lambda pair: pair.key), ImportedSa1b()
+    files = tuple(file.with_suffix(".json") for file in images.values())
+    return sorted(pairs, key=lambda pair: pair.key), ImportedSa1b(files)
+
+
+def _digest(files: Iterable[Path]) -> str:
+    """Hex SHA-256 over the listings of masks: their areas and boxes, or the masks themselves."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(sha256_of(file).encode())
+    return digest.hexdigest()
 
 
 def _require(path: Path, why: str) -> None:

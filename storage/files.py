@@ -29,7 +29,7 @@ def staged_file(path: Path) -> Iterator[BinaryIO]:
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    _sync(path.parent)
 
 
 @contextmanager
@@ -43,16 +43,14 @@ def staged_folder(path: Path) -> Iterator[Path]:
     draft.mkdir()
     try:
         yield draft
-        for file in draft.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as stream:
-                    os.fsync(stream.fileno())
+        for path_inside in (*draft.rglob("*"), draft):
+            _sync(path_inside)
         if path.exists():
             shutil.rmtree(path)
         draft.rename(path)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    _sync_folder(path.parent)
+    _sync(path.parent)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -86,8 +84,9 @@ def _draft_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{STAGED_SUFFIX}")
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Flush a file's content, or a folder's list of names, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

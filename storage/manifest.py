@@ -49,10 +49,10 @@ class Header:
         return _digest(asdict(self))
 
     def difference(self, other: "Header") -> list[str]:
-        """The dotted names of what differs between two headers, with both values."""
+        """The dotted names of what differs from a wanted header, with both values."""
         ours, theirs = _flatten(asdict(self)), _flatten(asdict(other))
         return [
-            f"{name}: {ours.get(name, 'absent')} here, {theirs.get(name, 'absent')} there"
+            f"{name} is {ours.get(name, 'absent')}, wanted {theirs.get(name, 'absent')}"
             for name in sorted(ours.keys() | theirs.keys())
             if ours.get(name, "absent") != theirs.get(name, "absent")
         ]

@@ -198,7 +198,7 @@ def test_another_job_s_store_is_refused_and_says_what_differs(
     out = tmp_path / "out"
     run(out, pairs)
     before = digests_of(out)
-    with pytest.raises(StoreError, match=r"made_of\.source: clean here, degraded there.*--out"):
+    with pytest.raises(StoreError, match=r"made_of\.source is clean, wanted degraded.*--out"):
         run(out, pairs, source="degraded")
     with pytest.raises(StoreError, match="listing_sha256"):
         run(out, pairs[1:])

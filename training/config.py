@@ -1,7 +1,8 @@
 """The configuration of a training run: a TOML file checked field by field, and `--set` overrides.
 
 Every field says its unit and range below it. Unknown keys are errors that name the nearest right
-key; the resolved configuration is saved with the run and inside every checkpoint.
+key. The resolved configuration is saved with the run, and what of it determined the weights inside
+every checkpoint.
 """
 
 import difflib

@@ -10,7 +10,7 @@ from torch import nn
 
 from samprior.storage import MaskStore
 from samprior.storage.errors import ConfigError
-from samprior.storage.files import write_bytes
+from samprior.storage.files import sha256_of, write_bytes
 from samprior.training.checkpoint import (
     load_checkpoint,
     load_strictly,
@@ -22,6 +22,7 @@ from samprior.training.checkpoint import (
 from samprior.training.config import TrainConfig, to_toml
 from samprior.training.data import content_digest
 from samprior.training.loop import Progress, StageResult, run_stage
+from samprior.training.priors import RelationLoss
 from samprior.training.restore import pick_device
 from samprior.training.stages import (
     STAGES_OF_MODE,
@@ -29,6 +30,7 @@ from samprior.training.stages import (
     Teacher,
     base_stage,
     build_networks,
+    build_relation,
     control_stage,
     distill_stage,
     fusion_stage,
@@ -78,10 +80,13 @@ def train(config: TrainConfig, *, progress: Progress | None = None) -> RunResult
         load_strictly(network, _initial_weights(config.network.init), config.network.init)
     write_bytes(config.out / "config.toml", to_toml(config.model_dump(mode="json")).encode())
 
+    # Before the first stage: a run must not end after days for want of a download.
+    distils = "distill" in STAGES_OF_MODE[config.mode]
+    relation = build_relation(config.loss) if distils else None
     results: dict[str, StageResult] = {}
     shipped = config.out / "base" / "model.safetensors"
     for name, record in records.items():
-        stage = _stage(name, config, network, teacher, shipped)
+        stage = _stage(name, config, network, teacher, relation, shipped)
         about = {**record, "analyzer": stage.analyzer}
         results[name] = run_stage(
             stage, config, store, validation, device, record=about, progress=progress
@@ -116,7 +121,12 @@ def _refuse_other_settings(out: Path, records: dict[str, dict[str, Any]]) -> Non
 
 
 def _stage(
-    name: str, config: TrainConfig, network: nn.Module, teacher: Teacher, base: Path
+    name: str,
+    config: TrainConfig,
+    network: nn.Module,
+    teacher: Teacher,
+    relation: RelationLoss | None,
+    base: Path,
 ) -> Stage:
     """The stage of a name; all but the first start from the base network's weights."""
     if name == "base":
@@ -128,7 +138,7 @@ def _stage(
         # The teacher's network starts as the one it is to refine: self-distillation.
         teacher.network2.load_state_dict(network.state_dict())
         return fusion_stage(config, network, teacher)
-    return distill_stage(config, network, teacher)
+    return distill_stage(config, network, teacher, relation)
 
 
 def _initial_weights(file: Path) -> dict[str, torch.Tensor]:
@@ -137,9 +147,12 @@ def _initial_weights(file: Path) -> dict[str, torch.Tensor]:
 
 def _record(config: TrainConfig, store: MaskStore, stage: str) -> dict[str, Any]:
     """What the checkpoints of a stage say about how they were made."""
+    identity = config.identity(stage)
+    if config.network.init is not None:
+        identity["network"]["init"] = sha256_of(config.network.init)
     return {
         "stage": stage,
-        "config": config.identity(stage),
+        "config": identity,
         "masks": dict(store.header.made_of),
         "store_fingerprint": store.fingerprint,
         "store_sha256": content_digest(store),

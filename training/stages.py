@@ -117,10 +117,11 @@ def fusion_stage(config: TrainConfig, network: nn.Module, teacher: Teacher) -> S
     )
 
 
-def distill_stage(config: TrainConfig, network: nn.Module, teacher: Teacher) -> Stage:
+def distill_stage(
+    config: TrainConfig, network: nn.Module, teacher: Teacher, relation: RelationLoss | None
+) -> Stage:
     """Stage B: train network 1 on its own loss, towards the frozen teacher, and on relations."""
     settings = config.loss
-    relation = _relation_loss(settings)
 
     def losses(batch: Batch) -> Losses:
         assert batch.regions is not None
@@ -189,6 +190,18 @@ def build_networks(config: TrainConfig) -> tuple[nn.Module, Teacher]:
     return network, Teacher(fusion, second)
 
 
+def build_relation(settings: LossConfig) -> RelationLoss | None:
+    """SGR as configured, or None when its weight is 0.
+
+    Raises:
+        CheckpointError: the analyzer's weights can't be had.
+    """
+    if settings.lambda_sgr == 0:
+        return None
+    analyzer = build_analyzer(settings.analyzer, weights=settings.analyzer_weights)
+    return RelationLoss(analyzer, eta=settings.eta, max_regions=settings.max_regions)
+
+
 def _plain(
     config: TrainConfig, network: nn.Module, name: str, iterations: int, lr: float, first: int
 ) -> Stage:
@@ -210,13 +223,6 @@ def _plain(
         losses=losses,
         restore=restore,
     )
-
-
-def _relation_loss(settings: LossConfig) -> RelationLoss | None:
-    if settings.lambda_sgr == 0:
-        return None
-    analyzer = build_analyzer(settings.analyzer, weights=settings.analyzer_weights)
-    return RelationLoss(analyzer, eta=settings.eta, max_regions=settings.max_regions)
 
 
 def _extra_lr(config: TrainConfig) -> float:
