@@ -76,17 +76,7 @@ class Crops:
     mask_dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        self.store.require_complete()
-        if not self.store.paired:
-            raise ConfigError(
-                f"{self.store.root} holds images without degraded sides; train on a paired dataset"
-            )
-        for index, key in enumerate(self.store.keys):
-            if min(self.store.size(index)) < self.crop_px:
-                height, width = self.store.size(index)
-                raise ConfigError(
-                    f"data.crop_px is {self.crop_px}, but {key} is {width}x{height}; lower it"
-                )
+        require_croppable(self.store, self.crop_px)
 
     def place(self, sample: int) -> Place:
         """Where the crop number `sample` of the sequence lies: the same at every call."""
@@ -161,6 +151,24 @@ def permutation(seed: int, epoch: int, length: int) -> npt.NDArray[np.int64]:
     order = np.random.default_rng((seed, epoch, length)).permutation(length)
     order.flags.writeable = False
     return order
+
+
+def require_croppable(store: MaskStore, crop_px: int) -> None:
+    """Check that a store can be trained on.
+
+    Raises:
+        StoreError: shards are missing.
+        ConfigError: images without degraded sides, or smaller than a crop.
+    """
+    store.require_complete()
+    if not store.paired:
+        raise ConfigError(
+            f"{store.root} holds images without degraded sides; train on a paired dataset"
+        )
+    for index, key in enumerate(store.keys):
+        height, width = store.size(index)
+        if min(height, width) < crop_px:
+            raise ConfigError(f"data.crop_px is {crop_px}, but {key} is {width}x{height}; lower it")
 
 
 def content_digest(store: MaskStore) -> str:

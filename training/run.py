@@ -20,7 +20,7 @@ from samprior.training.checkpoint import (
     save_checkpoint,
 )
 from samprior.training.config import TrainConfig, to_toml
-from samprior.training.data import content_digest
+from samprior.training.data import content_digest, require_croppable
 from samprior.training.loop import Progress, StageResult, run_stage
 from samprior.training.priors import RelationLoss
 from samprior.training.restore import pick_device
@@ -71,18 +71,18 @@ def train(config: TrainConfig, *, progress: Progress | None = None) -> RunResult
     device = pick_device(config.device)
     if config.precision == "fp16" and device.type != "cuda":
         raise ConfigError(f"precision fp16 needs a GPU, the device is {device}; use bf16 or fp32")
-    store = MaskStore.open(config.data.train).require_complete()
+    store = MaskStore.open(config.data.train)
+    require_croppable(store, config.data.crop_px)
     validation = _validation_store(config.data.validation)
     records = {name: _record(config, store, name) for name in STAGES_OF_MODE[config.mode]}
     _refuse_other_settings(config.out, records)
     network, teacher = build_networks(config)
     if config.network.init is not None:
         load_strictly(network, _initial_weights(config.network.init), config.network.init)
-    write_bytes(config.out / "config.toml", to_toml(config.model_dump(mode="json")).encode())
-
     # Before the first stage: a run must not end after days for want of a download.
     distils = "distill" in STAGES_OF_MODE[config.mode]
     relation = build_relation(config.loss) if distils else None
+    write_bytes(config.out / "config.toml", to_toml(config.model_dump(mode="json")).encode())
     results: dict[str, StageResult] = {}
     shipped = config.out / "base" / "model.safetensors"
     for name, record in records.items():
