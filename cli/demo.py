@@ -24,7 +24,7 @@ TASKS = {
 DEMO_CONFIG: dict[str, Any] = {
     "mode": "compare",
     "log_every": 25,
-    "validate_every": 400,
+    "validate_every": 300,
     "save_every": 100,
     "data": {"crop_px": 64, "batch_size": 4},
     "network": {"name": "nafnet", "preset": "tiny"},
@@ -35,7 +35,7 @@ DEMO_CONFIG: dict[str, Any] = {
         "lambda_sgr": 0.1,
         "analyzer": "random-vgg",
     },
-    "stages": {"base": 300, "fusion": 200, "distill": 100},
+    "stages": {"base": 600, "fusion": 240, "distill": 120},
 }
 
 

@@ -4,12 +4,10 @@ Paths go in and receipts come out; no pixel enters Ray's object store. The same 
 in this process with `workers=0`, for debugging and for machines without Ray.
 """
 
-import fcntl
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -25,7 +23,7 @@ from samprior.pipeline.plan import (
     pending,
 )
 from samprior.storage.errors import ImageError, StoreError
-from samprior.storage.files import STAGED_SUFFIX, remove_drafts
+from samprior.storage.files import LOCK, STAGED_SUFFIX, only_writer, remove_drafts
 from samprior.storage.images import Rgb, read_rgb
 from samprior.storage.manifest import (
     Header,
@@ -42,9 +40,6 @@ MasksOf = Callable[[Pair, Rgb], MaskSet]
 
 Progress = Callable[[int, int], None]
 """Called with (images finished by this run, images this run has to do)."""
-
-LOCK = ".lock"
-"""File of the store that its only writer holds locked."""
 
 MAX_LOSSES = 2
 """A shard whose worker died this often is given up; one loss may be the machine's fault."""
@@ -161,12 +156,13 @@ def run_job(
         progress: called as images are finished.
 
     Raises:
-        StoreError: `out` holds something else, another job writes to it, or writing failed.
+        StoreError: `out` holds something else, or shards were given up.
+        BusyError: another job writes to it.
     """
     started = time.monotonic()
     if not (out / "zarr.json").exists():
         _refuse_strangers(out)
-    with _only_writer(out):
+    with only_writer(out):
         _claim(out, header)
         for folder in (out, out / "shards", out / "receipts"):
             remove_drafts(folder)
@@ -263,23 +259,6 @@ def _refuse_strangers(out: Path) -> None:
         path.suffix != STAGED_SUFFIX and path.name != LOCK for path in out.iterdir()
     ):
         raise StoreError(f"{out} exists and is no samprior store; choose another --out")
-
-
-@contextmanager
-def _only_writer(out: Path) -> Iterator[None]:
-    """Hold the store's lock; the system frees it even when this process is killed."""
-    out.mkdir(parents=True, exist_ok=True)
-    # Never removed: a third job could lock a new file while a second one holds the old.
-    descriptor = os.open(out / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise StoreError(f"another job is writing to {out}; wait until it has ended") from error
-    try:
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

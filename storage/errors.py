@@ -44,5 +44,9 @@ class StoreError(SampriorError, ValueError):
     """A mask store that is missing, damaged, unfinished or made with other settings."""
 
 
+class BusyError(SampriorError, BlockingIOError):
+    """A folder that another process is writing to."""
+
+
 class TrainingError(SampriorError, RuntimeError):
     """Training that can't go on, such as a loss that is no longer finite."""

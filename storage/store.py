@@ -158,7 +158,32 @@ class MaskStore:
         receipt, row = self._locate(index)
         return self._shard(receipt.shard).table(row)
 
-    def crop(
+    def crop(self, index: int, y: int, x: int, height: int, width: int) -> Record:
+        """The record of an image, cut to a window.
+
+        Masks that don't meet the window are left out, unless the whole image is asked for.
+
+        Raises:
+            UsageError: the window does not lie inside the image.
+        """
+        degraded, clean = self.pictures(index, y, x, height, width)
+        receipt, row = self._locate(index)
+        masks = self.masks(index, y, x, height, width)
+        return Record(key=receipt.keys[row], degraded=degraded, clean=clean, masks=masks)
+
+    def pictures(
+        self, index: int, y: int, x: int, height: int, width: int
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+        """Degraded and clean of an image, cut to a window, without its masks.
+
+        Raises:
+            UsageError: the window does not lie inside the image.
+        """
+        shard, window = self._window(index, y, x, height, width)
+        clean = shard.read("clean", window)
+        return (shard.read("degraded", window) if self.paired else clean), clean
+
+    def masks(
         self,
         index: int,
         y: int,
@@ -167,20 +192,14 @@ class MaskStore:
         width: int,
         *,
         keep: npt.NDArray[np.bool_] | None = None,
-    ) -> Record:
-        """The record of an image, cut to a window; `keep` (K,) leaves out masks of the image.
-
-        Masks that don't meet the window are left out, unless the whole image is asked for with
-        all its masks.
+    ) -> MaskSet:
+        """The masks of an image, cut to a window; `keep` (K,) leaves out masks of the image.
 
         Raises:
             UsageError: the window does not lie inside the image.
         """
-        receipt, row = self._locate(index)
-        check_window(receipt.sizes[row], y, x, height, width)
-        shard = self._shard(receipt.shard)
-        window = (row, y, x, height, width)
-        table = shard.table(row)
+        shard, window = self._window(index, y, x, height, width)
+        table = shard.table(window[0])
         members, columns = table.members, table.columns
         if keep is not None:
             members = members[:, keep]
@@ -190,14 +209,16 @@ class MaskStore:
             # One image of very many atoms widens the array of its whole shard.
             atoms = atoms.astype(np.uint16, copy=False)
         masks = MaskSet(atoms, members, columns)
-        whole = (height, width) == receipt.sizes[row]
-        clean = shard.read("clean", window)
-        return Record(
-            key=receipt.keys[row],
-            degraded=shard.read("degraded", window) if self.paired else clean,
-            clean=clean,
-            masks=masks if whole and keep is None else masks.crop(0, 0, height, width),
-        )
+        whole = (height, width) == self.size(index)
+        return masks if whole and keep is None else masks.crop(0, 0, height, width)
+
+    def _window(
+        self, index: int, y: int, x: int, height: int, width: int
+    ) -> tuple["_Shard", tuple[int, int, int, int, int]]:
+        """The open shard of an image, and the window with the image's row in it."""
+        receipt, row = self._locate(index)
+        check_window(receipt.sizes[row], y, x, height, width)
+        return self._shard(receipt.shard), (row, y, x, height, width)
 
     def _locate(self, index: int) -> tuple[Receipt, int]:
         if not -len(self) <= index < len(self):

@@ -19,7 +19,7 @@ from samprior.pipeline.makers import Segmented
 from samprior.pipeline.plan import ShardPlan, pending, plan_header, plan_shards
 from samprior.pipeline.segmenters import segmenter_settings
 from samprior.storage import MaskSet, MaskStore
-from samprior.storage.errors import StoreError, UsageError
+from samprior.storage.errors import BusyError, StoreError, UsageError
 from samprior.storage.images import Rgb, read_rgb, write_png
 from samprior.storage.manifest import digests_of, read_receipts
 from samprior.storage.verify import verify_store
@@ -216,13 +216,13 @@ def test_two_jobs_never_write_to_one_store(tmp_path: Path, pairs: list[Pair]) ->
     messages = []
 
     def second_job(done: int, total: int) -> None:
-        with pytest.raises(StoreError) as refused:
+        with pytest.raises(BusyError) as refused:
             run(out, pairs)
         messages.append(str(refused.value))
 
     run(out, pairs, progress=second_job)
     assert len(messages) == 7
-    assert all("another job" in message for message in messages)
+    assert all("another process" in message for message in messages)
 
 
 def test_a_full_disk_leaves_whole_shards_only(

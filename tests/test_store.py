@@ -120,10 +120,10 @@ def test_crops_are_slices_of_the_whole(
 def test_a_crop_may_leave_out_masks(tmp_path: Path, make_store: Make) -> None:
     store = make_store(tmp_path / "store")
     keep = np.array([False, True, False])
-    crop = store.crop(3, 10, 20, 100, 90, keep=keep)
-    assert crop.masks.equals(store[3].masks.select(keep).crop(10, 20, 100, 90))
-    whole = store.crop(3, 0, 0, 140, 150, keep=keep)
-    assert whole.masks.equals(store[3].masks.select(keep))
+    crop = store.masks(3, 10, 20, 100, 90, keep=keep)
+    assert crop.equals(store[3].masks.select(keep).crop(10, 20, 100, 90))
+    whole = store.masks(3, 0, 0, 140, 150, keep=keep)
+    assert whole.equals(store[3].masks.select(keep))
 
 
 @pytest.mark.parametrize("window", [(0, 0, 41, 56), (-1, 0, 4, 4), (0, 0, 0, 4), (0, 50, 4, 7)])
@@ -337,8 +337,8 @@ def test_headers_tell_their_difference(tmp_path: Path) -> None:
     assert theirs.fingerprint != ours.fingerprint
     assert ours.difference(ours) == []
     assert ours.difference(theirs) == [
-        "made_of.segmenter.model: vit_h here, vit_b there",
-        "paired: True here, False there",
+        "made_of.segmenter.model is vit_h, wanted vit_b",
+        "paired is True, wanted False",
     ]
 
 

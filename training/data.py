@@ -10,7 +10,7 @@ import hashlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TypeVar
 
@@ -74,6 +74,7 @@ class Crops:
     min_mask_px: int = 64
     max_mask_iou: float = 0.9
     mask_dropout: float = 0.0
+    _keep: dict[int, npt.NDArray[np.bool_]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         require_croppable(self.store, self.crop_px)
@@ -94,38 +95,53 @@ class Crops:
     ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], MaskSet, str]:
         """The crop number `sample`: degraded and clean (h, w, 3), masks, key."""
         place = self.place(sample)
-        table = self.store.table(place.index)
-        keep = keep_masks(
-            table.areas,
-            table.intersections,
-            min_area_px=self.min_mask_px,
-            max_iou=self.max_mask_iou,
+        degraded, clean = self.pictures(place)
+        return degraded, clean, self.masks(sample, place), self.store.keys[place.index]
+
+    def pictures(self, place: Place) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+        """Degraded and clean (h, w, 3) of a place."""
+        degraded, clean = self.store.pictures(
+            place.index, place.y, place.x, self.crop_px, self.crop_px
         )
+        return turned(degraded, place), turned(clean, place)
+
+    def masks(self, sample: int, place: Place) -> MaskSet:
+        """The masks of a place that are worth fusing, less those that dropout hides."""
+        keep = self._kept(place.index)
         if self.mask_dropout:
             # Its own generator, so that dropout never changes which crop is seen.
             rng = self._rng(sample, purpose=1)
-            keep &= dropout_masks(len(keep), rng, share=self.mask_dropout)
-        record = self.store.crop(
+            keep = keep & dropout_masks(len(keep), rng, share=self.mask_dropout)
+        masks = self.store.masks(
             place.index, place.y, place.x, self.crop_px, self.crop_px, keep=keep
         )
-        masks = record.masks
-        return (
-            turned(record.degraded, place),
-            turned(record.clean, place),
-            replace(masks, atoms=turned(masks.atoms, place)),
-            record.key,
-        )
+        return replace(masks, atoms=turned(masks.atoms, place))
+
+    def _kept(self, index: int) -> npt.NDArray[np.bool_]:
+        """Which masks of an image are worth fusing; found once (100 bytes an image)."""
+        if index not in self._keep:
+            table = self.store.table(index)
+            self._keep[index] = keep_masks(
+                table.areas,
+                table.intersections,
+                min_area_px=self.min_mask_px,
+                max_iou=self.max_mask_iou,
+            )
+        return self._keep[index]
 
     def batch(self, first: int, size: int, *, strides: Sequence[int] | None) -> Batch:
-        """The crops `first` to `first + size - 1`; masks pooled for `strides`, or left out."""
-        crops = [self.read(first + offset) for offset in range(size)]
+        """The crops `first` to `first + size - 1`; masks pooled for `strides`, or not read."""
+        places = {sample: self.place(sample) for sample in range(first, first + size)}
+        pictures = [self.pictures(place) for place in places.values()]
+        regions = None
+        if strides is not None:
+            sets = [self.masks(sample, place) for sample, place in places.items()]
+            regions = RegionBatch.collate(sets, strides=strides)
         return Batch(
-            degraded=to_tensor([crop[0] for crop in crops]),
-            clean=to_tensor([crop[1] for crop in crops]),
-            regions=None
-            if strides is None
-            else RegionBatch.collate([crop[2] for crop in crops], strides=strides),
-            keys=tuple(crop[3] for crop in crops),
+            degraded=to_tensor([degraded for degraded, _ in pictures]),
+            clean=to_tensor([clean for _, clean in pictures]),
+            regions=regions,
+            keys=tuple(self.store.keys[place.index] for place in places.values()),
         )
 
     def batches(
@@ -191,5 +207,6 @@ def turned(image: npt.NDArray[Scalar], place: Place) -> npt.NDArray[Scalar]:
 
 def to_tensor(images: Sequence[npt.NDArray[np.uint8]]) -> Tensor:
     """uint8 (H, W, 3) images of one size as float32 (B, 3, H, W) in [0, 1]."""
-    stack = torch.from_numpy(np.stack(images))
-    return stack.permute(0, 3, 1, 2).to(torch.float32).div_(255)
+    # In NumPy: torch would start a pool of threads of its own in every reading thread.
+    stack = np.stack(images).transpose(0, 3, 1, 2).astype(np.float32, order="C")
+    return torch.from_numpy(np.divide(stack, np.float32(255), out=stack))

@@ -7,7 +7,7 @@ in any order).
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,8 @@ class StageRun:
             lr=stage.peak_lr,
             betas=settings.betas,
             weight_decay=settings.weight_decay,
+            # torch's default on the CPU is a loop over tensors: two thirds of a tiny net's step.
+            foreach=True,
         )
         self.average = {k: v.clone() for k, v in stage.learns.state_dict().items()}
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
@@ -67,7 +69,7 @@ class StageRun:
         """One optimizer step.
 
         Raises:
-            TrainingError: the loss is not finite; names the images.
+            TrainingError: the loss or its gradient is not finite; names the images.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(
@@ -75,32 +77,45 @@ class StageRun:
             )
         with autocast(self.device, self.config.precision):
             losses = self.stage.losses(batch)
-        if not torch.isfinite(losses["total"]):
-            raise TrainingError(
-                f"stage {self.stage.name}, step {self.step}: the loss is "
-                f"{losses['total'].item()} on {', '.join(batch.keys)}; lower optimizer.lr or set "
-                "precision to fp32"
-            )
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(losses["total"]).backward()  # type: ignore[no-untyped-call]  # torch
+        self.scaler.unscale_(self.optimizer)
+        gradients = [value.grad for value in self.parameters if value.grad is not None]
+        norm = nn.utils.get_total_norm(gradients, foreach=True)
+        self._require_finite(losses["total"], norm, batch.keys)
         if clip_norm := self.config.optimizer.clip_norm:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.parameters, clip_norm)
+            nn.utils.clip_grads_with_norm_(self.parameters, clip_norm, norm, foreach=True)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.step += 1
         self._update_average()
         return losses
 
+    def _require_finite(self, loss: Tensor, norm: Tensor, keys: Sequence[str]) -> None:
+        # The scaler of fp16 skips steps whose gradients overflow, and goes on with a smaller scale.
+        checked = loss if self.scaler.is_enabled() else loss + norm
+        if torch.isfinite(checked):  # one look at the GPU's result, not two
+            return
+        raise TrainingError(
+            f"stage {self.stage.name}, step {self.step}: the loss is {loss.item():g} and its "
+            f"gradient's norm {norm.item():g} on {', '.join(keys)}; lower optimizer.lr or set "
+            "precision to fp32"
+        )
+
     @torch.no_grad()
     def _update_average(self) -> None:
         # The usual warm-up, so that the initial weights don't linger in a short run.
         decay = min(self.config.optimizer.ema_decay, self.step / (self.step + 9))
-        for name, value in self.stage.learns.state_dict().items():
-            if decay and value.is_floating_point():
-                self.average[name].lerp_(value, 1 - decay)
-            else:
-                self.average[name].copy_(value)
+        learning = self.stage.learns.state_dict()
+        blended = [name for name, value in learning.items() if decay and value.is_floating_point()]
+        if blended:
+            torch._foreach_lerp_(
+                [self.average[name] for name in blended],
+                [learning[name] for name in blended],
+                1 - decay,
+            )
+        for name in learning.keys() - blended:
+            self.average[name].copy_(learning[name])
 
     def save(self, file: Path, record: dict[str, Any]) -> None:
         """Write everything that the next step depends on."""

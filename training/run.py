@@ -10,7 +10,7 @@ from torch import nn
 
 from samprior.storage import MaskStore
 from samprior.storage.errors import ConfigError
-from samprior.storage.files import sha256_of, write_bytes
+from samprior.storage.files import only_writer, remove_drafts, sha256_of, write_bytes
 from samprior.training.checkpoint import (
     load_checkpoint,
     load_strictly,
@@ -74,33 +74,50 @@ def train(config: TrainConfig, *, progress: Progress | None = None) -> RunResult
     store = MaskStore.open(config.data.train)
     require_croppable(store, config.data.crop_px)
     validation = _validation_store(config.data.validation)
-    records = {name: _record(config, store, name) for name in STAGES_OF_MODE[config.mode]}
-    _refuse_other_settings(config.out, records)
     network, teacher = build_networks(config)
     if config.network.init is not None:
         load_strictly(network, _initial_weights(config.network.init), config.network.init)
+    records = {name: _record(config, store, name) for name in STAGES_OF_MODE[config.mode]}
+    _refuse_other_settings(config.out, records)
     # Before the first stage: a run must not end after days for want of a download.
     distils = "distill" in STAGES_OF_MODE[config.mode]
     relation = build_relation(config.loss) if distils else None
-    write_bytes(config.out / "config.toml", to_toml(config.model_dump(mode="json")).encode())
-    results: dict[str, StageResult] = {}
-    shipped = config.out / "base" / "model.safetensors"
-    for name, record in records.items():
-        stage = _stage(name, config, network, teacher, relation, shipped)
-        about = {**record, "analyzer": stage.analyzer}
-        results[name] = run_stage(
-            stage, config, store, validation, device, record=about, progress=progress
-        )
-        file = config.out / name / "model.safetensors"
-        save_checkpoint(file, stage.learns.state_dict(), _model_record(about, stage))
+    with only_writer(config.out):
+        for folder in (config.out, *(config.out / name for name in records)):
+            remove_drafts(folder)  # a killed run leaves one as large as a checkpoint
+        settings = to_toml(config.model_dump(mode="json"))
+        write_bytes(config.out / "config.toml", settings.encode())
+        results: dict[str, StageResult] = {}
+        for name, record in records.items():
+            stage = _stage(name, config, network, teacher, relation)
+            record["analyzer"] = stage.analyzer
+            results[name] = run_stage(
+                stage, config, store, validation, device, record=record, progress=progress
+            )
+            weights = stage.learns.state_dict()
+            save_checkpoint(_model_file(config, name), weights, _model_record(record, stage))
+        return _conclude(config, results, records, len(validation) if validation else 0)
+
+
+def _conclude(
+    config: TrainConfig,
+    results: dict[str, StageResult],
+    records: dict[str, dict[str, Any]],
+    num_validated: int,
+) -> RunResult:
+    """Write the network that ships, and the summary."""
     last = "distill" if "distill" in results else STAGES_OF_MODE[config.mode][-1]
     model = config.out / "model.safetensors"
-    write_bytes(model, (config.out / last / "model.safetensors").read_bytes())
-    count = len(validation) if validation else 0
-    protocol = f"mean PSNR of {count} whole validation images, RGB, 8 bit"
+    write_bytes(model, _model_file(config, last).read_bytes())
+    protocol = f"mean PSNR of {num_validated} whole validation images, RGB, 8 bit"
     result = RunResult(results, model, protocol)
-    write_bytes(config.out / "summary.json", _summary(result, about).encode())
+    write_bytes(config.out / "summary.json", _summary(result, records[last]).encode())
     return result
+
+
+def _model_file(config: TrainConfig, stage: str) -> Path:
+    """The finished weights of a stage."""
+    return config.out / stage / "model.safetensors"
 
 
 def _validation_store(root: Path | None) -> MaskStore | None:
@@ -126,11 +143,11 @@ def _stage(
     network: nn.Module,
     teacher: Teacher,
     relation: RelationLoss | None,
-    base: Path,
 ) -> Stage:
     """The stage of a name; all but the first start from the base network's weights."""
     if name == "base":
         return base_stage(config, network)
+    base = _model_file(config, "base")
     load_strictly(network, load_checkpoint(base)[0], base)
     if name == "control":
         return control_stage(config, network)
