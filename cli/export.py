@@ -20,9 +20,11 @@ def command(store: Path, to: str, out: Path) -> None:
     """
     from samprior.storage import MaskStore
     from samprior.storage.shards import export_webdataset
+    from samprior.storage.survey import counted
 
     opened = MaskStore.open(store)
     with progress("exporting", "image") as advance:
         tars = export_webdataset(opened, out, progress=advance)
     num_bytes = sum(tar.stat().st_size for tar in tars)
-    click.echo(f"{out}: {len(opened)} images in {len(tars)} tars, {num_bytes / 1e6:.1f} MB")
+    images, shards = counted(len(opened), "image"), counted(len(tars), "tar")
+    click.echo(f"{out}: {images} in {shards}, {num_bytes / 1e6:.1f} MB")

@@ -113,15 +113,17 @@ def command(  # one argument per option
 
 def report(result: "JobResult", out: Path, *, allow_quarantine: bool) -> None:
     """Print how a job ended; exit with 1 when images were quarantined and that isn't allowed."""
+    from samprior.storage.survey import counted
+
     written = result.shards_written
     click.echo(
-        f"{out}: {result.num_images} images in {result.num_shards} shards, "
+        f"{out}: {counted(result.num_images, 'image')} in {counted(result.num_shards, 'shard')}, "
         f"{result.stored_bytes / 1e6:.1f} MB; "
-        + (f"{written} shards written now" if written else "nothing to do, all shards were there")
+        + (f"{counted(written, 'shard')} written now" if written else "nothing to do")
     )
     if not result.quarantined:
         return
-    click.echo(f"{len(result.quarantined)} images quarantined:", err=True)
+    click.echo(f"{counted(len(result.quarantined), 'image')} quarantined:", err=True)
     for key, reason in result.quarantined.items():
         click.echo(f"  {key}: {reason}", err=True)
     if not allow_quarantine:
@@ -135,16 +137,17 @@ def report(result: "JobResult", out: Path, *, allow_quarantine: bool) -> None:
 
 def _dry_run(plan: "list[ShardPlan]", maker: "MaskMaker", source: "Source") -> None:
     from samprior.pipeline.job import estimate
+    from samprior.storage.survey import counted
 
     guess = estimate(plan, maker, source=source, paired=True)
     num_images = sum(len(shard.pairs) for shard in plan)
     total_s = guess.seconds_per_image * num_images
     click.echo(
-        f"{num_images} images in {len(plan)} shards\n"
+        f"{counted(num_images, 'image')} in {counted(len(plan), 'shard')}\n"
         f"about {guess.seconds_per_image:.2f} s an image on one worker, "
         f"{_duration(total_s)} in all\n"
         f"about {guess.bytes_per_image * num_images / 1e6:.1f} MB in the store\n"
-        f"(from {guess.num_probes} probe images; no store was written)"
+        f"(from {counted(guess.num_probes, 'probe image')}; no store was written)"
     )
 
 

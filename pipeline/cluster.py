@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
+from samprior.pipeline.folders import counted
 from samprior.pipeline.plan import ShardPlan
 from samprior.storage.errors import SampriorError, StoreError, UsageError
 from samprior.storage.manifest import Receipt
@@ -74,7 +75,7 @@ def run_on_ray(
                 ray.kill(actor)
     if lost:
         raise StoreError(
-            f"{len(lost)} shards were given up because their worker died each time "
+            f"{counted(len(lost), 'shard')} given up because the worker died each time "
             f"({', '.join(f'shard {shard}: {why}' for shard, why in list(lost.items())[:3])}); "
             "the others are written. Run again with --workers 0 to see the cause"
         )

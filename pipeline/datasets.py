@@ -11,7 +11,6 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 
 from samprior.pipeline.folders import (
@@ -31,6 +30,7 @@ from samprior.pipeline.layouts import (
     layout_of_patterns,
     match_best,
 )
+from samprior.storage.choices import check_choice
 from samprior.storage.errors import ImageError, LayoutError, UsageError
 from samprior.storage.images import image_size
 
@@ -178,10 +178,7 @@ def require_good_pairs(dataset: Dataset) -> None:
 def _layouts_of(
     name: str, variant: str | None, degraded: str | None, clean: str | None
 ) -> tuple[Layout, ...]:
-    if name not in LAYOUTS:
-        near = get_close_matches(name.lower(), LAYOUTS, n=1, cutoff=0.5)
-        guess = f"; did you mean {near[0]}?" if near else "."
-        raise UsageError(f"unknown dataset {name!r}{guess} Known are {', '.join(LAYOUTS)}")
+    check_choice("dataset", name, LAYOUTS)
     if degraded is not None or clean is not None:
         if degraded is None or clean is None or variant is not None:
             raise UsageError(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from samprior.pipeline.amg_settings import AmgSettings
 from samprior.pipeline.checkpoints import CHECKPOINTS, checkpoint_digest, fetch_checkpoint
-from samprior.pipeline.checks import check_name
+from samprior.storage.choices import check_choice
 from samprior.storage.errors import UsageError
 
 if TYPE_CHECKING:
@@ -54,9 +54,9 @@ class SamSettings:
     """Settings of "segment everything"."""
 
     def __post_init__(self) -> None:
-        check_name("engine", self.engine, ENGINES)
+        check_choice("engine", self.engine, ENGINES)
         if isinstance(self.model, str):
-            check_name("SAM model", self.model, CHECKPOINTS)
+            check_choice("SAM model", self.model, CHECKPOINTS)
         elif self.checkpoint is not None or self.device is not None:
             raise UsageError(
                 "checkpoint and device go with a model's name; a Sam module brings its own weights "

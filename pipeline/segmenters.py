@@ -9,10 +9,10 @@ from dataclasses import fields
 from typing import Any, Protocol
 
 from samprior.pipeline.amg_settings import AmgSettings
-from samprior.pipeline.checks import check_name
 from samprior.pipeline.sam_segmenter import SamSettings
 from samprior.pipeline.superpixel import SuperpixelSettings
 from samprior.storage import MaskSet
+from samprior.storage.choices import check_choice
 from samprior.storage.images import Rgb
 
 
@@ -46,7 +46,7 @@ def segmenter_settings(name: str, **settings: Any) -> SegmenterSettings:  # noqa
         UsageError: an unknown segmenter or setting, with the nearest right name; a value of the
             wrong type or outside its range.
     """
-    check_name("segmenter", name, SEGMENTERS)
+    check_choice("segmenter", name, SEGMENTERS)
     return SEGMENTERS[name](settings)
 
 
@@ -64,7 +64,7 @@ def _sam(settings: dict[str, Any]) -> SegmenterSettings:
     own = {field.name for field in fields(SamSettings)} - {"amg"}
     amg = {field.name for field in fields(AmgSettings)}
     for name in settings:
-        check_name("setting of the segmenter sam", name, sorted(own | amg))
+        check_choice("setting of the segmenter sam", name, sorted(own | amg))
     return SamSettings(
         amg=AmgSettings(**{name: settings[name] for name in settings if name in amg}),
         **{name: settings[name] for name in settings if name in own},
@@ -74,7 +74,7 @@ def _sam(settings: dict[str, Any]) -> SegmenterSettings:
 def _superpixel(settings: dict[str, Any]) -> SegmenterSettings:
     known = [field.name for field in fields(SuperpixelSettings)]
     for name in settings:
-        check_name("setting of the segmenter superpixel", name, known)
+        check_choice("setting of the segmenter superpixel", name, known)
     return SuperpixelSettings(**settings)
 
 

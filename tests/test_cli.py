@@ -78,7 +78,7 @@ def test_from_pictures_to_restored_pictures(samprior: Samprior, rain: Path, tmp_
     store, run = tmp_path / "store", tmp_path / "run"
     code, out, err = samprior(*superpixel(rain, store))
     assert code == 0, err
-    assert "3 images in 1 shards" in out
+    assert "3 images in 1 shard" in out
     assert "3 pairs, 80x64" in err
 
     code, out, _ = samprior("verify", store)
@@ -122,7 +122,7 @@ def test_the_dry_run_says_what_it_would_take_and_writes_nothing(
 ) -> None:
     code, out, _ = samprior(*superpixel(rain, tmp_path / "store", "--dry-run"))
     assert code == 0
-    assert "3 images in 1 shards" in out
+    assert "3 images in 1 shard" in out
     assert "3 probe images" in out
     assert not (tmp_path / "store").exists()
 
@@ -224,7 +224,7 @@ def test_a_flipped_bit_is_found_repaired_and_made_again(
     assert samprior("verify", store, "--repair")[0] == 1
     code, out, _ = samprior(*superpixel(rain, store, "--images-per-shard", 1))
     assert code == 0
-    assert "1 shards written now" in out
+    assert "1 shard written now" in out
     assert samprior("verify", store)[0] == 0
 
 

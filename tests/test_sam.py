@@ -247,10 +247,10 @@ def test_checkpoints_of_something_else_show_where_they_differ(tmp_path: Path, sa
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"points_per_sid": 3}, "did you mean points_per_side"),
-        ({"modell": "vit_b"}, "did you mean model"),
+        ({"points_per_sid": 3}, "did you mean 'points_per_side'"),
+        ({"modell": "vit_b"}, "did you mean 'model'"),
         ({"model": "vit_x"}, "vit_h, vit_l, vit_b"),
-        ({"engine": "quick"}, "there are official"),
+        ({"engine": "quick"}, "Known: official"),
         ({"points_per_side": 0}, "points_per_side"),
         ({"points_per_side": True}, "points_per_side"),
         ({"points_per_batch": 1.5}, "points_per_batch"),

@@ -134,7 +134,7 @@ def test_other_arrays_are_refused(image: np.ndarray) -> None:
         ({"sigma": float("nan")}, "sigma"),
         ({"min_area": 0.00001}, "min_area"),
         ({"min_area": 2}, "min_area"),
-        ({"sigm": 1.0}, "did you mean sigma"),
+        ({"sigm": 1.0}, "did you mean 'sigma'"),
     ],
 )
 def test_wrong_settings_are_told(setting: dict[str, object], message: str) -> None:
@@ -152,5 +152,5 @@ def test_description_is_json_and_tells_settings_apart() -> None:
 
 
 def test_unknown_segmenters_name_the_nearest() -> None:
-    with pytest.raises(UsageError, match="did you mean superpixel"):
+    with pytest.raises(UsageError, match="did you mean 'superpixel'"):
         build_segmenter("superpixels")

@@ -9,8 +9,8 @@ import numpy.typing as npt
 from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from samprior.storage.choices import check_choice
 from samprior.storage.errors import UsageError
-from samprior.training.choices import check_choice
 
 Picture: TypeAlias = npt.NDArray[np.uint8] | npt.NDArray[np.floating]
 """(H, W, 3) RGB: uint8, or floats in [0, 1]."""

@@ -9,8 +9,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from samprior.storage.choices import check_choice
 from samprior.storage.errors import UsageError
-from samprior.training.choices import check_choice
 from samprior.training.networks import nafnet
 from samprior.training.networks.nafnet import NAFNet
 

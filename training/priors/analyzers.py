@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import VGG16_Weights, VGG19_Weights
 
+from samprior.storage.choices import check_choice
 from samprior.storage.errors import CheckpointError, UsageError
-from samprior.training.choices import check_choice
 
 _CONVOLUTIONS = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
 _CHANNELS = (64, 128, 256, 512, 512)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from samprior.training.choices import check_choice
+from samprior.storage.choices import check_choice
 from samprior.training.priors.regions import RegionBatch
 
 MaskRepr = Literal["map", "idmap", "topk"]

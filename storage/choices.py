@@ -15,6 +15,6 @@ def check_choice(what: str, got: str, known: Iterable[str]) -> None:
     names = list(known)
     if got in names:
         return
-    near = difflib.get_close_matches(str(got), names, n=1)
+    near = difflib.get_close_matches(str(got).lower(), names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else "."
     raise UsageError(f"unknown {what} {got!r}{hint} Known: {', '.join(names)}")
