@@ -52,23 +52,39 @@ DEMO_CONFIG: dict[str, Any] = {
 def command(out: Path, tasks: tuple[str, ...], seed: int) -> None:
     """Run the whole path on photographs that ship with scikit-image, degraded by known recipes.
 
-    Masks come from the superpixel segmenter, which is not SAM: SAM's weights are 2.6 GB and its
-    ViT-H takes minutes an image without a GPU. Run it again and finished steps are kept.
+    Masks come from the superpixel segmenter, which is not SAM: SAM's ViT-H weighs 2.6 GB and
+    is slow without a GPU. Run it again and finished steps are kept.
 
     \b
     samprior demo
     samprior demo --task rain --out /tmp/demo
     """
-    from samprior.pipeline.synthetic import write_demo_datasets
-
     started = time.monotonic()
-    data = out / "data"
-    if not data.exists():
-        click.echo(f"degrading scikit-image's photographs into {data}")
-        write_demo_datasets(data, seed=seed)
+    _write_data(out / "data", seed)
     rows = [_run_task(task, out) for task in tasks or TASKS]
     click.echo(_table(rows))
     click.echo(f"all of it in {(time.monotonic() - started) / 60:.1f} minutes")
+
+
+def _write_data(data: Path, seed: int) -> None:
+    """The degraded photographs and the seed they were made with, whole or not at all."""
+    from samprior.pipeline.synthetic import write_demo_datasets
+    from samprior.storage.errors import UsageError
+    from samprior.storage.files import remove_drafts, staged_folder
+
+    note = data / "seed.txt"
+    if note.exists():
+        if note.read_text() != str(seed):
+            raise UsageError(
+                f"{data} was made with --seed {note.read_text()}; choose another --out"
+            )
+        return
+    click.echo(f"degrading scikit-image's photographs into {data}")
+    data.parent.mkdir(parents=True, exist_ok=True)
+    remove_drafts(data.parent)
+    with staged_folder(data) as draft:
+        write_demo_datasets(draft, seed=seed)
+        (draft / note.name).write_text(str(seed))
 
 
 def _run_task(task: str, out: Path) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def _gpu() -> str:
     import torch
 
     if not torch.cuda.is_available():
-        return "no GPU: SAM ViT-H then takes minutes an image; superpixel needs none"
+        return "no GPU: SAM ViT-H will be slow; superpixel needs none"
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return f"{len(names)} GPU: {', '.join(names)}"
 

@@ -44,37 +44,24 @@ def command(  # one argument per option
     samprior import-masks --sa1b sa_000020 --out stores/sa1b
     samprior import-masks --amg out --dataset rain --root Rain13K --split train --out stores/rain
     """
-    from samprior.pipeline.datasets import Pair
-    from samprior.pipeline.job import MaskMaker, run_job
     from samprior.pipeline.makers import amg_dataset, amg_image, sa1b_folder
-    from samprior.pipeline.plan import plan_header, plan_shards
+    from samprior.pipeline.precompute import import_pictures, precompute
     from samprior.storage.errors import UsageError
 
-    name, layout, found_split = "images", "images", None
-    pairs: list[Pair]
-    maker: MaskMaker
-    if amg and dataset and root and not (image or sa1b):
-        found = open_dataset(dataset, root, split, variant, degraded_pattern, clean_pattern)
-        name, layout, found_split = found.name, found.layout, found.split
-        pairs, maker = list(found.pairs), amg_dataset(amg, found.pairs)
-    elif amg and image and not (sa1b or dataset):
-        pairs, maker = amg_image(amg, image)
-    elif sa1b and not (amg or image or dataset):
-        pairs, maker = sa1b_folder(sa1b)
-    else:
-        raise UsageError(
-            "give --amg with --image, or --amg with --dataset and --root, or --sa1b alone"
-        )
-    plan = plan_shards(pairs)
-    header = plan_header(
-        plan,
-        dataset=name,
-        layout=layout,
-        split=found_split,
-        segmenter=maker.describe(),
-        source="clean",
-        paired=dataset is not None,
-    )
+    of_dataset = (root, split, variant, degraded_pattern, clean_pattern)
     with progress("importing", "image") as advance:
-        result = run_job(out, plan, header, maker, workers=0, progress=advance)
+        if amg and dataset and root and not (image or sa1b):
+            found = open_dataset(dataset, root, *of_dataset[1:])
+            maker = amg_dataset(amg, found.pairs)
+            result = precompute(found, out, maker, workers=0, progress=advance)
+        elif amg and image and not (sa1b or dataset or any(of_dataset)):
+            pairs, one = amg_image(amg, image)
+            result = import_pictures(pairs, out, one, progress=advance)
+        elif sa1b and not (amg or image or dataset or any(of_dataset)):
+            pairs, many = sa1b_folder(sa1b)
+            result = import_pictures(pairs, out, many, progress=advance)
+        else:
+            raise UsageError(
+                "give --amg with --image, or --amg with --dataset and --root, or --sa1b alone"
+            )
     report(result, out, allow_quarantine=allow_quarantine)

@@ -77,5 +77,8 @@ def _exit_code(error: Exception) -> int | None:
 
     if isinstance(error, SampriorError):
         return error.exit_code
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which need not be imported
+        error.args = (f"{error.args[0].splitlines()[0]} Use --tile-px, or a smaller batch or crop",)
+        return 1
     # A full disk, a read-only folder: the system's own words name the file.
     return 1 if isinstance(error, OSError) else None

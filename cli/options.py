@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
     F = TypeVar("F", bound=Callable[..., Any])
 
-ExistingStore = click.Path(path_type=Path)
 PathOption = click.Path(path_type=Path)
 
 

@@ -9,15 +9,17 @@ from samprior.cli.options import PathOption, dataset_options, open_dataset
 from samprior.cli.progress import progress
 
 if TYPE_CHECKING:
-    from samprior.pipeline.job import JobResult, MaskMaker
-    from samprior.pipeline.plan import ShardPlan, Source
+    from samprior.pipeline.datasets import Dataset
+    from samprior.pipeline.job import JobResult
+    from samprior.pipeline.makers import Segmented
+    from samprior.pipeline.plan import Source
 
 
 @click.command("precompute", short_help="Segment a dataset once and keep all masks.")
 @dataset_options
 @click.option("--out", required=True, type=PathOption, help="The store's folder.")
 @click.option("--segmenter", default="sam", show_default=True, help="sam or superpixel.")
-@click.option("--model", default="vit_h", show_default=True, help="vit_h, vit_l or vit_b.")
+@click.option("--model", help="vit_h, vit_l or vit_b.  [default: vit_h]")
 @click.option("--checkpoint", type=PathOption, help="SAM's .pth file; else it is downloaded.")
 @click.option("--device", help="Where SAM runs; default: a GPU where there is one.")
 @click.option(
@@ -47,7 +49,7 @@ def command(  # one argument per option
     clean_pattern: str | None,
     out: Path,
     segmenter: str,
-    model: str,
+    model: str | None,
     checkpoint: Path | None,
     device: str | None,
     source: Literal["clean", "degraded"],
@@ -68,12 +70,41 @@ def command(  # one argument per option
         --degraded-pattern 'noisy/{key}.png' --clean-pattern 'clean/{key}.png' \\
         --segmenter superpixel
     """
-    from samprior.pipeline.makers import segmenter_maker, worker_pool
-    from samprior.pipeline.plan import plan_header, plan_shards
+    from samprior.pipeline.precompute import precompute
 
     found = open_dataset(dataset, root, split, variant, degraded_pattern, clean_pattern)
+    maker = _maker(segmenter, settings, model, checkpoint, device)
+    if dry_run:
+        _dry_run(found, maker, source, images_per_shard)
+        return
+    with progress(f"segmenting ({segmenter})", "image") as advance:
+        result = precompute(
+            found,
+            out,
+            maker,
+            source=source,
+            images_per_shard=images_per_shard,
+            workers=workers,
+            progress=advance,
+        )
+    report(result, out, allow_quarantine=allow_quarantine)
+
+
+def _maker(
+    segmenter: str,
+    settings: tuple[str, ...],
+    model: str | None,
+    checkpoint: Path | None,
+    device: str | None,
+) -> "Segmented":
+    from samprior.pipeline.makers import segmenter_maker
+    from samprior.storage.errors import UsageError
+
+    if segmenter != "sam" and (model or checkpoint or device):
+        raise UsageError(f"--model, --checkpoint and --device go with SAM, not with {segmenter}")
+    model = model or "vit_h"
     with progress(f"downloading {model}", "byte") as download:
-        maker = segmenter_maker(
+        return segmenter_maker(
             segmenter,
             settings=settings,
             model=model,
@@ -81,34 +112,6 @@ def command(  # one argument per option
             device=device,
             progress=lambda done, total: download(done, total or done),
         )
-    plan = plan_shards(found.pairs, images_per_shard=images_per_shard)
-    if dry_run:
-        _dry_run(plan, maker, source)
-        return
-    header = plan_header(
-        plan,
-        dataset=found.name,
-        layout=found.layout,
-        split=found.split,
-        segmenter=maker.describe(),
-        source=source,
-        images_per_shard=images_per_shard,
-    )
-    from samprior.pipeline.job import run_job
-
-    count, gpus_per_worker = worker_pool(maker, workers)
-    with progress(f"segmenting ({segmenter})", "image") as advance:
-        result = run_job(
-            out,
-            plan,
-            header,
-            maker,
-            source=source,
-            workers=count,
-            gpus_per_worker=gpus_per_worker,
-            progress=advance,
-        )
-    report(result, out, allow_quarantine=allow_quarantine)
 
 
 def report(result: "JobResult", out: Path, *, allow_quarantine: bool) -> None:
@@ -135,12 +138,16 @@ def report(result: "JobResult", out: Path, *, allow_quarantine: bool) -> None:
         raise click.exceptions.Exit(1)
 
 
-def _dry_run(plan: "list[ShardPlan]", maker: "MaskMaker", source: "Source") -> None:
+def _dry_run(
+    dataset: "Dataset", maker: "Segmented", source: "Source", images_per_shard: int
+) -> None:
     from samprior.pipeline.job import estimate
+    from samprior.pipeline.plan import plan_shards
     from samprior.storage.survey import counted
 
+    plan = plan_shards(dataset.pairs, images_per_shard=images_per_shard)
     guess = estimate(plan, maker, source=source, paired=True)
-    num_images = sum(len(shard.pairs) for shard in plan)
+    num_images = len(dataset.pairs)
     total_s = guess.seconds_per_image * num_images
     click.echo(
         f"{counted(num_images, 'image')} in {counted(len(plan), 'shard')}\n"

@@ -160,8 +160,7 @@ def run_job(
         BusyError: another job writes to it.
     """
     started = time.monotonic()
-    if not (out / "zarr.json").exists():
-        _refuse_strangers(out)
+    _refuse_strangers(out)
     with only_writer(out):
         _claim(out, header)
         for folder in (out, out / "shards", out / "receipts"):
@@ -252,7 +251,10 @@ def _claim(out: Path, header: Header) -> None:
 
 
 def _refuse_strangers(out: Path) -> None:
-    """Raise StoreError if `out` holds anything but what a killed job may have left."""
+    """Raise StoreError if `out` holds anything but a store or what a killed job may have left."""
+    if (out / "zarr.json").exists():
+        read_header(out)  # refuses what others wrote
+        return
     if not out.exists():
         return
     if not out.is_dir() or any(

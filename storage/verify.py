@@ -2,13 +2,14 @@
 
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from samprior.storage.errors import StoreError
-from samprior.storage.files import STAGED_SUFFIX, remove_drafts
+from samprior.storage.files import STAGED_SUFFIX, only_writer, remove_drafts
 from samprior.storage.manifest import (
     Header,
     Receipt,
@@ -52,12 +53,21 @@ def verify_store(
     """Check every digest of every shard and decode one image of each, chosen by `seed`.
 
     With `repair`, broken shards and leftovers are removed, so that the same `samprior precompute`
-    as before makes just those again. Run it only while no job writes to the store.
+    as before makes just those again.
 
     Raises:
         StoreError: there is no store, or its header is damaged.
+        BusyError: with `repair`, while a job writes to the store.
     """
     header = read_header(root)
+    with only_writer(root) if repair else nullcontext():
+        found = _verify(root, header, seed, progress)
+        if repair:
+            _repair(root, found)
+    return found
+
+
+def _verify(root: Path, header: Header, seed: int, progress: Progress | None) -> Verification:
     found = Verification(planned_shards=header.num_shards)
     rng = np.random.default_rng(seed)
     for shard in range(header.num_shards):
@@ -66,8 +76,6 @@ def verify_store(
         if progress:
             progress(shard + 1, header.num_shards)
     _check_strangers(root, header.num_shards, found)
-    if repair:
-        _repair(root, found)
     return found
 
 

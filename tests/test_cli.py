@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import zarr
 from PIL import Image
 
 from samprior.cli import demo, main
@@ -209,6 +210,32 @@ def test_stores_that_are_none_or_unfinished_are_refused(
     assert "precompute" in assert_one_line(err)
 
 
+def test_what_others_wrote_is_never_touched(samprior: Samprior, rain: Path, tmp_path: Path) -> None:
+    foreign = tmp_path / "foreign"
+    zarr.create_array(foreign, shape=(4,), dtype="uint8")[...] = 7
+    before = {file: file.read_bytes() for file in foreign.rglob("*") if file.is_file()}
+    code, _, err = samprior(*superpixel(rain, foreign))
+    assert code == 1
+    assert "no samprior header" in assert_one_line(err)
+    after = {file: file.read_bytes() for file in foreign.rglob("*") if file.is_file()}
+    assert after == before
+
+
+def test_options_that_would_be_ignored_are_refused(
+    samprior: Samprior, rain: Path, tmp_path: Path
+) -> None:
+    code, _, err = samprior(*superpixel(rain, tmp_path / "s", "--model", "vit_b"))
+    assert code == 2
+    assert "--model" in assert_one_line(err)
+    code, _, err = samprior("import-masks", "--sa1b", rain, "--root", rain, "--out", tmp_path / "s")
+    assert code == 2
+    assert "--sa1b alone" in assert_one_line(err)
+    code, _, err = samprior(*superpixel(rain, tmp_path / "s", "--workers", "-1"))
+    assert code == 2
+    assert "workers" in assert_one_line(err)
+    assert not (tmp_path / "s").exists()
+
+
 def test_a_flipped_bit_is_found_repaired_and_made_again(
     samprior: Samprior, rain: Path, tmp_path: Path
 ) -> None:
@@ -323,3 +350,6 @@ def test_the_demo_runs_every_step(
     code, out, _ = samprior("demo", "--out", out_folder, "--task", "sensenoise")
     assert code == 0
     assert "nothing to do" in out
+    code, _, err = samprior("demo", "--out", out_folder, "--seed", 1)
+    assert code == 2
+    assert "--seed 0" in assert_one_line(err)

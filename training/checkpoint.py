@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from samprior.storage.errors import CheckpointError
+from samprior.storage.errors import CheckpointError, UsageError
 from samprior.storage.files import write_bytes
 from samprior.training.networks import build_network
 
@@ -96,6 +96,8 @@ def load_network(
         load_strictly(network, read_official(file), file)
         return network.eval(), {"network": {"name": name, "preset": preset}, "origin": file.name}
     tensors, record = load_checkpoint(file)
+    if name is not None or preset is not None:
+        raise UsageError(f"{file} says what it is; leave out --network and --preset")
     if "network" not in record:
         raise CheckpointError(f"{file} holds no network to run; use the run's model.safetensors")
     made = record["network"]
