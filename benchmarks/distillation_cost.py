@@ -6,6 +6,7 @@ The batch is read beforehand: this is the cost of the networks, SPF, SPD and SGR
 """
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -15,11 +16,8 @@ import torch
 
 from samprior.pipeline import build_segmenter
 from samprior.pipeline.synthetic import camera_noise
-from samprior.storage import MaskStore, Record
-from samprior.storage.manifest import Header, write_header
-from samprior.storage.writer import write_shard
 from samprior.training.config import TrainConfig
-from samprior.training.data import Crops
+from samprior.training.data import Batch, Crops
 from samprior.training.loop import StageRun
 from samprior.training.restore import pick_device
 from samprior.training.stages import base_stage, build_networks, build_relation, distill_stage
@@ -30,50 +28,37 @@ from samprior.training.stages import base_stage, build_networks, build_relation,
 @click.option("--crop-px", default=128, show_default=True)
 @click.option("--batch-size", default=4, show_default=True)
 @click.option("--device", default="auto", show_default=True)
-@click.option("--runs", default=7, show_default=True)
+@click.option("--runs", default=7, show_default=True, help="Pairs of runs for each row.")
 def main(preset: str, crop_px: int, batch_size: int, device: str, runs: int) -> None:
     """Measure, print, and write benchmarks/results/distillation_cost.json."""
     place = pick_device(device)
-    with tempfile.TemporaryDirectory() as folder:
-        store = write_store(Path(folder))
-        config = TrainConfig.model_validate(
-            {
-                "out": "unused",
-                "data": {"train": folder, "crop_px": crop_px, "batch_size": batch_size},
-                "network": {"preset": preset},
-                "loss": {"analyzer": "random-vgg"},
-            }
-        )
-        crops = Crops(store=store, crop_px=crop_px, seed=0)
-        batch = crops.batch(0, batch_size, strides=(4, 8)).to(place)
-    network, teacher = build_networks(config)
-    plain = StageRun(base_stage(config, network), config, place)
-    other, teacher = build_networks(config)
-    distill = StageRun(
-        distill_stage(config, other, teacher, build_relation(config.loss)), config, place
+    gpu = torch.cuda.get_device_name() if place.type == "cuda" else None
+    about = measure.machine("torch", device=gpu)
+    config = TrainConfig.model_validate(
+        {
+            "out": "unused",
+            "data": {"train": "unused", "crop_px": crop_px, "batch_size": batch_size},
+            "network": {"preset": preset},
+            "loss": {"analyzer": "random-vgg"},
+        }
     )
-    sgr_free = config.model_copy(update={"loss": config.loss.model_copy(update={"lambda_sgr": 0})})
-    third, teacher = build_networks(sgr_free)
-    without_sgr = StageRun(distill_stage(sgr_free, third, teacher, None), sgr_free, place)
-
-    def step(run: StageRun) -> None:
-        run.advance(batch)
-        if place.type == "cuda":
-            torch.cuda.synchronize()
-
+    batch = read_batch(config, place)
     rows = [
-        measure.against(
-            "plain step", lambda: step(plain), name, lambda run=run: step(run), runs=runs
-        )
-        for name, run in (("stage-B step", distill), ("stage-B step without SGR", without_sgr))
-    ]
-    for row in rows:
-        measure.show(row)
-    measure.write(
+        measure.compare(
+            "a plain step", plain_step(config, batch, place),
+            "a stage-B step", distill_step(config, batch, place),
+            runs=runs,
+        ),
+        measure.compare(
+            "a plain step", plain_step(config, batch, place),
+            "a stage-B step without SGR", distill_step(without_sgr(config), batch, place),
+            runs=runs,
+        ),
+    ]  # fmt: skip
+    measure.report(
         "distillation_cost",
+        about,
         rows,
-        machine=measure.machine("torch"),
-        device=torch.cuda.get_device_name() if place.type == "cuda" else "cpu",
         threads=torch.get_num_threads(),
         preset=preset,
         crop_px=crop_px,
@@ -81,22 +66,43 @@ def main(preset: str, crop_px: int, batch_size: int, device: str, runs: int) -> 
     )
 
 
-def write_store(root: Path) -> MaskStore:
-    """Noisy photographs with their superpixel masks."""
-    import skimage.data
-
+def read_batch(config: TrainConfig, place: torch.device) -> Batch:
+    """Crops of noisy photographs with their superpixel masks."""
     rng = np.random.default_rng(0)
-    photos = [getattr(skimage.data, name)() for name in ("astronaut", "coffee", "chelsea")]
+    photos = measure.photographs()
     segment = build_segmenter("superpixel")
-    count = len(photos)
-    header = Header(num_images=count, num_shards=1, images_per_shard=count, paired=True, made_of={})
-    write_header(root, header)
-    records = [
-        Record(str(number), camera_noise(photo, rng), photo, segment(photo))
-        for number, photo in enumerate(photos)
-    ]
-    write_shard(root, 0, records, paired=True)
-    return MaskStore.open(root)
+    with tempfile.TemporaryDirectory() as folder:
+        pictures = [(camera_noise(photo, rng), photo) for photo in photos]
+        store = measure.write_store(Path(folder), pictures, [segment(photo) for photo in photos])
+        crops = Crops(store=store, crop_px=config.data.crop_px, seed=0)
+        return crops.batch(0, config.data.batch_size, strides=(4, 8)).to(place)
+
+
+def plain_step(config: TrainConfig, batch: Batch, place: torch.device) -> Callable[[], None]:
+    """One optimizer step of network 1 alone."""
+    network, _ = build_networks(config)
+    return _step(StageRun(base_stage(config, network), config, place), batch)
+
+
+def distill_step(config: TrainConfig, batch: Batch, place: torch.device) -> Callable[[], None]:
+    """One optimizer step of network 1 with SPD, and with SGR if it has a weight."""
+    network, teacher = build_networks(config)
+    stage = distill_stage(config, network, teacher, build_relation(config.loss))
+    return _step(StageRun(stage, config, place), batch)
+
+
+def without_sgr(config: TrainConfig) -> TrainConfig:
+    """The same settings with SGR's weight at 0."""
+    return config.model_copy(update={"loss": config.loss.model_copy(update={"lambda_sgr": 0.0})})
+
+
+def _step(run: StageRun, batch: Batch) -> Callable[[], None]:
+    def step() -> None:
+        run.advance(batch)
+        if run.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return step
 
 
 if __name__ == "__main__":

@@ -1,79 +1,140 @@
-"""Time pieces of work against each other: alternating runs, medians, spread, as JSON and text."""
+"""Time two pieces of work against each other: alternating runs, medians, spread, machine, load."""
 
 import json
+import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import skimage.data
+
+from samprior.storage import MaskSet, MaskStore, Record
+from samprior.storage.manifest import Header, write_header
+from samprior.storage.writer import write_shard
 
 RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison on the same work in one run."""
+    """Two pieces of work, `a` and `b`, timed in turn."""
 
-    what: str
-    ours_s: float
-    """Median seconds."""
-    peer: str
-    peer_s: float
-    """Median seconds."""
-    ratio: float
-    """Median of peer / ours over the pairs of runs; above 1 we are faster."""
+    a: str
+    b: str
+    a_s: float
+    """Median seconds of a."""
+    b_s: float
+    """Median seconds of b."""
+    b_over_a: float
+    """Median of (seconds of b) / (seconds of a) over the pairs of runs; above 1, b takes longer."""
     spread: tuple[float, float]
     """Smallest and largest of these ratios."""
     runs: int
 
+    @property
+    def sentence(self) -> str:
+        """The result in words."""
+        low, high = self.spread
+        return (
+            f"{self.b} takes {self.b_over_a:.2f} times as long as {self.a} "
+            f"({low:.2f} to {high:.2f}, runs: {self.runs}; "
+            f"{self.b_s * 1e3:.2f} ms and {self.a_s * 1e3:.2f} ms)"
+        )
 
-def against(
-    what: str,
-    ours: Callable[[], object],
-    peer: str,
-    theirs: Callable[[], object],
-    *,
-    runs: int = 7,
+    def markdown(self, about: dict[str, Any]) -> str:
+        """A line of the table in docs/benchmarks.md; `about` is what `machine` gave."""
+        low, high = self.spread
+        return (
+            f"| {self.a} | {self.b} | {self.a_s * 1e3:.2f} ms | {self.b_s * 1e3:.2f} ms "
+            f"| {self.b_over_a:.2f} ({low:.2f} to {high:.2f}) "
+            f"| {about['device']}, {about['cores']} cores, load {about['load_average'][0]:.2f} |"
+        )
+
+
+def compare(
+    a: str, work_a: Callable[[], object], b: str, work_b: Callable[[], object], *, runs: int
 ) -> Row:
-    """Run both in turn, after one uncounted run of each."""
-    ours(), theirs()
-    pairs = [(_seconds(ours), _seconds(theirs)) for _ in range(runs)]
-    ratios = [peer_s / ours_s for ours_s, peer_s in pairs]
+    """Run both in turn `runs` times, after one uncounted run of each."""
+    work_a(), work_b()
+    pairs = [(_seconds(work_a), _seconds(work_b)) for _ in range(runs)]
+    ratios = [b_s / a_s for a_s, b_s in pairs]
     return Row(
-        what,
-        statistics.median(ours_s for ours_s, _ in pairs),
-        peer,
-        statistics.median(peer_s for _, peer_s in pairs),
+        a,
+        b,
+        statistics.median(a_s for a_s, _ in pairs),
+        statistics.median(b_s for _, b_s in pairs),
         statistics.median(ratios),
         (min(ratios), max(ratios)),
         runs,
     )
 
 
-def machine(*libraries: str) -> dict[str, str]:
-    """Processor, Python and the versions of the libraries at work."""
+def machine(*libraries: str, device: str | None = None) -> dict[str, Any]:
+    """Where the runs take place; call it first, so that the load is that of others.
+
+    Args:
+        libraries: distributions whose versions matter.
+        device: name of what computes; None means the processor.
+    """
     return {
-        "processor": platform.processor() or platform.machine(),
+        "device": device or _processor(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "load_average": [round(load, 2) for load in os.getloadavg()],
         "python": platform.python_version(),
         **{library: version(library) for library in libraries},
     }
 
 
-def show(row: Row) -> None:
-    """Print a comparison as one line."""
+def report(name: str, about: dict[str, Any], rows: Sequence[Row], **more: object) -> None:
+    """Print the rows, in words and as markdown, and write benchmarks/results/<name>.json."""
     print(
-        f"{row.what}: {row.ours_s * 1e3:.2f} ms, {row.peer} {row.peer_s * 1e3:.2f} ms, "
-        f"ratio {row.ratio:.2f} ({row.spread[0]:.2f} to {row.spread[1]:.2f}, {row.runs} runs)"
+        f"{about['device']}, {about['cores']} cores, "
+        f"load average at start {about['load_average'][0]:.2f}"
     )
-
-
-def write(name: str, rows: list[Row], **more: object) -> None:
-    """Write the rows to benchmarks/results/<name>.json."""
-    RESULTS.mkdir(exist_ok=True)
-    record = {**more, "rows": [asdict(row) for row in rows]}
+    for row in rows:
+        print(row.sentence)
+    print("for docs/benchmarks.md:")
+    for row in rows:
+        print(row.markdown(about))
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    told = [{"result": row.sentence, **asdict(row)} for row in rows]
+    record = {"machine": about, **more, "rows": told}
     (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+def photographs() -> list[np.ndarray]:
+    """Pictures that ship with scikit-image."""
+    return [getattr(skimage.data, name)() for name in ("astronaut", "coffee", "chelsea")]
+
+
+def write_store(
+    root: Path, pictures: Sequence[tuple[np.ndarray, np.ndarray]], sets: Sequence[MaskSet]
+) -> MaskStore:
+    """A store of one shard from pairs of (degraded, clean) and their masks."""
+    count = len(sets)
+    header = Header(num_images=count, num_shards=1, images_per_shard=count, paired=True, made_of={})
+    write_header(root, header)
+    records = [
+        Record(str(number), degraded, clean, masks)
+        for number, ((degraded, clean), masks) in enumerate(zip(pictures, sets, strict=True))
+    ]
+    write_shard(root, 0, records, paired=True)
+    return MaskStore.open(root)
+
+
+def _processor() -> str:
+    """The processor's name, or its architecture where the system doesn't tell."""
+    listing = Path("/proc/cpuinfo")
+    lines = listing.read_text().splitlines() if listing.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def _seconds(work: Callable[[], object]) -> float:

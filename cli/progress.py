@@ -60,12 +60,14 @@ class _Pace:
     """Rate since the first call; what an earlier run did is not counted."""
 
     def __init__(self) -> None:
+        self.created = time.monotonic()
         self.first: tuple[float, int] | None = None
 
     def per_second(self, done: int) -> float:
         now = time.monotonic()
         if self.first is None:
-            self.first = (now, 0 if done == 1 else done)
+            # A first call with more than one done tells where a resumed run starts.
+            self.first = (self.created, 0) if done <= 1 else (now, done)
         started, there_before = self.first
         return (done - there_before) / max(now - started, 1e-3)
 

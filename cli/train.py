@@ -40,6 +40,8 @@ def command(config: Path | None, overrides: tuple[str, ...]) -> None:
         )
     if any(stage.psnr_db is not None for stage in result.stages.values()):
         click.echo(f"  ({result.protocol}; fusion is scored with masks, the others without)")
+    if result.advice:
+        click.echo(f"  {result.advice}")
     click.echo(f"  ships: {result.shipped}")
 
 

@@ -19,14 +19,15 @@ def command(store: Path, repair: bool, seed: int) -> None:
     samprior verify stores/gopro
     samprior verify stores/gopro --repair    # then run the same precompute again
     """
+    from samprior.storage.survey import counted
     from samprior.storage.verify import verify_store
 
     with progress("verifying", "shard") as advance:
         found = verify_store(store, repair=repair, seed=seed, progress=advance)
     click.echo(
-        f"{store}: {found.num_shards} of {found.planned_shards} shards whole, "
-        f"{found.num_images} images, {found.num_masks} masks, {found.stored_bytes / 1e6:.1f} MB, "
-        f"{len(found.quarantined)} quarantined"
+        f"{store}: {found.num_shards} of {counted(found.planned_shards, 'shard')} whole, "
+        f"{counted(found.num_images, 'image')}, {counted(found.num_masks, 'mask')}, "
+        f"{found.stored_bytes / 1e6:.1f} MB, {len(found.quarantined)} quarantined"
     )
     for shard, problems in found.broken.items():
         for problem in problems:

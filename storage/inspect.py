@@ -5,15 +5,12 @@ one store gives one page.
 """
 
 import json
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
 
 from samprior.storage.charts import draw_charts
 from samprior.storage.drawing import (
@@ -24,7 +21,7 @@ from samprior.storage.drawing import (
     shrink_picture,
 )
 from samprior.storage.errors import UsageError
-from samprior.storage.files import write_bytes
+from samprior.storage.pages import is_superpixel, told, told_segmenter, write_page
 from samprior.storage.store import MaskStore
 from samprior.storage.survey import (
     STRANGE,
@@ -38,7 +35,6 @@ from samprior.storage.survey import (
     survey,
 )
 
-_HEX_DIGEST = re.compile(r"\b[0-9a-f]{40,128}\b")
 _PIXELATED_BELOW_PX = 320
 """Longer side below which a browser's smoothing would blur what is to be seen."""
 
@@ -112,44 +108,26 @@ def write_report(
         page["aspect"] = _aspect(cards)
         page["tiles"] = _tiles(found)
         page["charts"] = draw_charts(found)
-    # Keys made from file names may hold lone surrogates, which UTF-8 can't.
-    write_bytes(out, _render(store, page).encode("utf-8", "backslashreplace"))
-    return out
+    page |= _about(store)
+    return write_page(out, page, package="samprior.storage", template="inspect.html.j2")
 
 
-def _render(store: MaskStore, page: Mapping[str, Any]) -> str:
-    source = resources.files("samprior.storage").joinpath("inspect.html.j2")
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.from_string(source.read_text("utf-8")).render(
-        page,
-        name=store.root.resolve().name,
-        facts=_store_facts(store),
-        fingerprint=store.fingerprint,
-        made_of=json.dumps(store.header.made_of, indent=2, sort_keys=True, ensure_ascii=False),
-        superpixel=_segmenter(store.header.made_of) == "superpixel",
-        num_missing=len(store.missing_shards),
-        num_shards=store.header.num_shards,
-        num_images=len(store),
-        num_images_text=counted(len(store), "image"),
-        num_masks_text=counted(_num_masks(store), "mask"),
-        quarantined=store.quarantined,
-    )
-
-
-def _segmenter(made_of: Mapping[str, Any]) -> str:
-    value = made_of.get("segmenter", "not recorded")
-    return str(value.get("segmenter", "not recorded") if isinstance(value, Mapping) else value)
-
-
-def _told(value: object) -> str:
-    """A value of `made_of` in one line, digests cut short."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_told(inner)}" for name, inner in value.items())
-    if isinstance(value, list | tuple):
-        return "(" + ", ".join(map(_told, value)) + ")"
-    return "none" if value is None else _HEX_DIGEST.sub(lambda found: found[0][:12], str(value))
+def _about(store: MaskStore) -> dict[str, Any]:
+    """What the page says of the store as a whole."""
+    made_of = store.header.made_of
+    return {
+        "name": store.root.resolve().name,
+        "facts": _store_facts(store),
+        "fingerprint": store.fingerprint,
+        "made_of": json.dumps(made_of, indent=2, sort_keys=True, ensure_ascii=False),
+        "superpixel": is_superpixel(made_of),
+        "num_missing": len(store.missing_shards),
+        "num_shards": store.header.num_shards,
+        "num_images": len(store),
+        "num_images_text": counted(len(store), "image"),
+        "num_masks_text": counted(_num_masks(store), "mask"),
+        "quarantined": store.quarantined,
+    }
 
 
 def _store_facts(store: MaskStore) -> list[tuple[str, str]]:
@@ -160,18 +138,12 @@ def _store_facts(store: MaskStore) -> list[tuple[str, str]]:
         dataset = {name: dataset[name] for name in ("name", "split") if name in dataset}
     else:
         dataset = {"name": dataset}
-    segmenter = _segmenter(made_of)
-    if segmenter == "superpixel":
-        segmenter = "superpixel regions, not SAM"
-    if isinstance(made_of.get("segmenter"), Mapping):
-        settings = {k: v for k, v in made_of["segmenter"].items() if k != "segmenter"}
-        segmenter += f" ({_told(settings)})" if settings else ""
     stored_bytes = sum(receipt.stored_bytes for receipt in receipts)
     return [
-        ("Dataset", _told(dataset.get("name"))),
-        ("Split", _told(dataset.get("split"))),
-        ("Segmenter", segmenter),
-        ("Masks made from", _told(made_of.get("source", "not recorded"))),
+        ("Dataset", told(dataset.get("name"))),
+        ("Split", told(dataset.get("split"))),
+        ("Segmenter", told_segmenter(made_of)),
+        ("Masks made from", told(made_of.get("source", "not recorded"))),
         ("Images", f"{len(store):,} of {store.header.num_images:,} planned"),
         ("Masks", f"{_num_masks(store):,}"),
         ("Shards", f"{len(store.receipts):,} of {store.header.num_shards:,} planned"),
@@ -229,9 +201,9 @@ def _card(store: MaskStore, index: int, found: Survey, strangeness: Strangeness)
     shape = drawn_shape((height, width))
     clean = shrink_picture(record.clean, shape)
     drawn = draw_masks(clean, shrink_masks(record.masks, shape))
-    told = counted(len(record.masks), "mask")
+    number = counted(len(record.masks), "mask")
     views = [
-        _View("masks", data_uri(drawn), f"{record.key}: {told} over the clean picture"),
+        _View("masks", data_uri(drawn), f"{record.key}: {number} over the clean picture"),
         _View("clean", data_uri(clean), f"{record.key}: the clean picture"),
     ]
     if store.paired:

@@ -1,8 +1,8 @@
 """Write one shard of a store: staged under a temporary name, visible only when whole.
 
 A shard has exactly one writer. Its arrays are single zarr v3 objects of 128x128 tiles (sharding
-codec): images uncompressed, so that a reader may map them; atoms under zstd, which makes them 20
-to 60 times smaller and still decodes at GB/s. Images smaller than the largest of the shard are
+codec): images uncompressed, so that a reader may map them; atoms under zstd, which shrinks
+their flat areas to little and is quick to undo. Images smaller than the largest of the shard are
 padded; tiles of padding alone are not written.
 
 Letters: n images, M masks of all n, A atoms of one image, K masks of one image.
@@ -21,6 +21,7 @@ from zarr.storage import LocalStore
 from samprior.storage.errors import StoreError
 from samprior.storage.files import staged_folder
 from samprior.storage.manifest import (
+    Inputs,
     Receipt,
     digests_of,
     receipt_file,
@@ -54,7 +55,7 @@ def write_shard(
     records: Sequence[Record],
     *,
     paired: bool,
-    inputs: Mapping[str, tuple[int, int]] | None = None,
+    inputs: Mapping[str, Inputs] | None = None,
     quarantined: Mapping[str, str] | None = None,
 ) -> Receipt:
     """Write a shard, whole or not at all, and then its receipt, from which on it counts.

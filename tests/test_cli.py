@@ -84,7 +84,7 @@ def test_from_pictures_to_restored_pictures(samprior: Samprior, rain: Path, tmp_
 
     code, out, _ = samprior("verify", store)
     assert code == 0
-    assert "1 of 1 shards whole, 3 images" in out
+    assert "1 of 1 shard whole, 3 images" in out
 
     report = tmp_path / "report.html"
     assert samprior("inspect", store, "-o", report)[0] == 0

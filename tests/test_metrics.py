@@ -12,7 +12,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from samprior.storage.errors import UsageError
 from samprior.storage.images import read_rgb
-from samprior.training.metrics import PROTOCOL, Score, mean_score, psnr, score, ssim
+from samprior.training.metrics import psnr, ssim
 
 Picture = npt.NDArray[np.uint8]
 
@@ -97,29 +97,6 @@ def test_the_published_blur_of_a_gopro_frame(shared_data: Path) -> None:
     assert psnr(blurred, sharp) == pytest.approx(25.11, abs=0.005)
 
 
-def test_a_score_travels_with_its_protocol(pair: tuple[Picture, Picture]) -> None:
-    one = score(*pair, space="y", border_px=2)
-    assert one == Score(
-        psnr_db=psnr(*pair, space="y", border_px=2),
-        ssim=ssim(*pair, space="y", border_px=2),
-        space="y",
-        border_px=2,
-    )
-    assert "BT.601" in PROTOCOL
-
-
-def test_mean_score() -> None:
-    first = Score(psnr_db=30.0, ssim=0.9, space="rgb", border_px=0)
-    second = Score(psnr_db=33.0, ssim=0.96, space="rgb", border_px=0, num_images=2)
-    mean = mean_score([first, second])
-    assert (mean.psnr_db, mean.num_images) == (32.0, 3)
-    assert mean.ssim == pytest.approx(0.94)
-    other = Score(psnr_db=33.0, ssim=0.96, space="y", border_px=0)
-    for scores in ([], [first, other]):
-        with pytest.raises(UsageError, match="one space and border"):
-            mean_score(scores)
-
-
 ZEROS = np.zeros((16, 16, 3), np.uint8)
 
 
@@ -142,4 +119,4 @@ def test_misuse_is_refused(
     restored: Picture, clean: Picture, settings: dict[str, object], message: str
 ) -> None:
     with pytest.raises(UsageError, match=re.escape(message)):
-        score(restored, clean, **settings)  # type: ignore[arg-type]
+        ssim(restored, clean, **settings)  # type: ignore[arg-type]

@@ -141,9 +141,18 @@ def test_settings_win_over_the_preset() -> None:
         ({"name": "nafnet", "preset": "gopro_w23"}, "did you mean 'gopro_w32'?"),
         ({"name": "nafnet", "widht": 8}, "did you mean 'width'?"),
         ({"name": "nafnet", "width": 0}, "width >= 1"),
+        ({"name": "nafnet", "middle_blocks": -1}, "numbers of blocks >= 0"),
+        ({"name": "nafnet", "width": [1, 2]}, "got width [1, 2]"),
+        ({"name": "nafnet", "width": 8.0}, "got width 8.0"),
+        ({"name": "nafnet", "width": True}, "got width True"),
+        ({"name": "nafnet", "enc_blocks": 5}, "lists of whole numbers"),
+        ({"name": "nafnet", "dec_blocks": "1111"}, "dec_blocks 1111"),
+        ({"name": "nafnet", "dec_blocks": [1, 1, 1, 0.5]}, "dec_blocks [1, 1, 1, 0.5]"),
+        ({"name": "nafnet", "middle_blocks": 1.5}, "(1, 1, 1, 28), middle_blocks 1.5"),
         ({"name": "nafnet", "enc_blocks": [1, 1]}, "as many dec_blocks as enc_blocks"),
     ],
 )
 def test_mistakes_name_the_way_out(arguments: dict[str, object], message: str) -> None:
-    with pytest.raises(UsageError, match=re.escape(message)):
+    with pytest.raises(UsageError, match=re.escape(message)) as caught:
         build_network(**arguments)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)

@@ -30,6 +30,7 @@ from samprior.training.data import Batch, Crops
 from samprior.training.loop import StageRun, learning_rate
 from samprior.training.metrics import psnr
 from samprior.training.networks import build_network
+from samprior.training.priors import build_analyzer
 from samprior.training.priors.regions import RegionBatch
 from samprior.training.restore import restore
 from samprior.training.run import RunResult, train
@@ -120,8 +121,8 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 def files_of(out: Path) -> dict[str, bytes]:
-    """All files of a run but config.toml, which says where the run lies."""
-    files = sorted(p for p in out.rglob("*") if p.is_file() and p.name != "config.toml")
+    """All files of a run but resolved.toml, which says where the run lies."""
+    files = sorted(p for p in out.rglob("*") if p.is_file() and p.name != "resolved.toml")
     return {str(file.relative_to(out)): file.read_bytes() for file in files}
 
 
@@ -326,7 +327,7 @@ def test_a_run_says_how_it_was_made(compare_run: tuple[TrainConfig, RunResult]) 
     assert summary["protocol"] == result.protocol
     assert result.protocol.startswith("mean PSNR of 3 whole validation images, RGB")
     assert summary["stages"] == {name: asdict(stage) for name, stage in result.stages.items()}
-    assert load_config(config.out / "config.toml") == config
+    assert load_config(config.out / "resolved.toml") == config
 
 
 def test_scores_are_the_psnr_of_the_weights_that_are_kept(
@@ -343,6 +344,7 @@ def test_scores_are_the_psnr_of_the_weights_that_are_kept(
     assert distilled is not None
     assert control is not None
     assert result.gain_db == distilled - control != 0
+    assert result.advice is None
 
 
 def test_the_teacher_starts_as_network_1_over_again(
@@ -517,14 +519,14 @@ def copied_run(tmp_path: Path, compare_run: tuple[TrainConfig, RunResult]) -> Pa
 def test_other_settings_are_refused_by_the_first_stage_they_change(
     configure: Configure, copied_run: Path, override: str, stage: str, words: str
 ) -> None:
-    before = files_of(copied_run), (copied_run / "config.toml").read_bytes()
+    before = files_of(copied_run), (copied_run / "resolved.toml").read_bytes()
     with pytest.raises(CheckpointError) as caught:
         train(configure(override, out=copied_run))
     message = str(caught.value)
     assert words in message
     assert f"remove {copied_run / stage} " in message
     assert "\n" not in message
-    assert (files_of(copied_run), (copied_run / "config.toml").read_bytes()) == before
+    assert (files_of(copied_run), (copied_run / "resolved.toml").read_bytes()) == before
 
 
 def test_stages_that_a_setting_does_not_touch_are_kept(
@@ -576,6 +578,52 @@ def test_scores_of_different_validation_images_are_not_mixed(
     assert moved.psnr_db == pytest.approx(wanted, abs=1e-9)
     assert moved.start_psnr_db is None  # those weights are gone
     assert train(config).stages["base"] == first
+
+
+def test_the_users_own_settings_are_left_alone(configure: Configure) -> None:
+    """`samprior train --config runs/x/config.toml` with out = "runs/x"."""
+    config = configure("mode=plain", "stages.base=1")
+    own = config.out / "config.toml"
+    config.out.mkdir()
+    own.write_text("# tried 3e-4, too slow\n")
+    train(config)
+    assert own.read_text() == "# tried 3e-4, too slow\n"
+
+
+def vgg_weights(file: Path, seed: int) -> Path:
+    """A state dict with torchvision's keys, all cut from the same random numbers."""
+    generator = torch.Generator().manual_seed(seed)
+    numbers = 0.02 * torch.randn(512 * 512 * 9, generator=generator)
+    state = build_analyzer("random-vgg").state_dict()
+    torch.save({k: numbers[: v.numel()].view(v.shape) for k, v in state.items()}, file)
+    return file
+
+
+def test_other_analyzer_weights_are_refused_and_moved_ones_are_not(
+    tmp_path: Path, configure: Configure
+) -> None:
+    file = vgg_weights(tmp_path / "vgg.pth", 0)
+    short = [f"stages.{stage}=1" for stage in ("base", "fusion", "distill")]
+    settings = ["mode=distill", "loss.analyzer=vgg19", *short]
+    config = configure(*settings, f"loss.analyzer_weights={file}")
+    train(config)
+    states = [file for file in files_of(config.out) if file.endswith("state.safetensors")]
+    before = files_of(config.out)
+
+    moved = file.rename(tmp_path / "moved.pth")
+    train(configure(*settings, f"loss.analyzer_weights={moved}"))
+    after = files_of(config.out)
+    assert all(after[state] == before[state] for state in states)
+
+    vgg_weights(file, 1)
+    with pytest.raises(CheckpointError, match=r"config\.loss\.analyzer_weights: [0-9a-f]+"):
+        train(config)
+    file.unlink()
+    with pytest.raises(CheckpointError, match=r"vgg\.pth can't be read"):
+        train(config)
+    # Without SGR the file isn't looked at: what differs is the weight of SGR.
+    with pytest.raises(CheckpointError, match=r"config\.loss\.lambda_sgr"):
+        train(configure(*settings, f"loss.analyzer_weights={file}", NO_SGR))
 
 
 def test_unpaired_data_is_refused(
@@ -639,6 +687,8 @@ def test_without_validation_data_nothing_is_scored(tmp_path: Path, store: MaskSt
     result = train(load_config(None, [*places, *SETTINGS, NO_SGR]))
     assert all(stage.psnr_db is None for stage in result.stages.values())
     assert result.gain_db is None
+    assert result.advice is not None
+    assert f"score {tmp_path / 'run' / 'control'} and {tmp_path / 'run'} with" in result.advice
 
 
 @pytest.mark.parametrize("mask_repr", ["map", "idmap", "topk"])

@@ -1,8 +1,8 @@
 """The configuration of a training run: a TOML file checked field by field, and `--set` overrides.
 
 Every field says its unit and range below it. Unknown keys are errors that name the nearest right
-key. The resolved configuration is saved with the run, and what of it determined the weights inside
-every checkpoint.
+key. The resolved configuration is saved with the run (resolved.toml), and what of it determined the
+weights inside every checkpoint.
 """
 
 import difflib
@@ -169,9 +169,10 @@ class TrainConfig(_Section):
     def identity(self, stage: str) -> dict[str, Any]:
         """The settings that determine the weights a stage ends with, and no others.
 
-        Where the run and its stores lie and how it talks don't count (the content of the training
-        store does, see `samprior.training.run`), and neither do settings of stages that come
-        later: after a change of lambda_spd the base network and the teacher are still good.
+        Where the run and its stores lie and how it talks don't count, and neither do settings of
+        stages that come later: after a change of lambda_spd the base network and the teacher are
+        still good. `samprior.training.run` adds the content of the training store, and puts the
+        digests of files of weights in the place of their paths.
         """
         record = self.model_dump(
             mode="json", include={"seed", "precision", "data", "network", "optimizer"}

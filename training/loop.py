@@ -59,7 +59,7 @@ class StageRun:
             lr=stage.peak_lr,
             betas=settings.betas,
             weight_decay=settings.weight_decay,
-            # torch's default on the CPU is a loop over tensors: two thirds of a tiny net's step.
+            # torch's default on the CPU is a loop over tensors, slow where they are many and small.
             foreach=True,
         )
         self.average = {k: v.clone() for k, v in stage.learns.state_dict().items()}

@@ -1,7 +1,5 @@
-"""PSNR and SSIM of restored images, by scikit-image, each with the protocol it was taken under."""
+"""PSNR and SSIM of restored images, by scikit-image, under one written protocol."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -27,26 +25,6 @@ PROTOCOL = (
 """How the numbers of this module are made, in words."""
 
 _SSIM_WINDOW_PX = 11
-
-
-@dataclass(frozen=True, kw_only=True)
-class Score:
-    """Quality of one restored image, or the mean over several, with its protocol."""
-
-    psnr_db: float
-    """Peak signal-to-noise ratio in dB; inf for identical images."""
-
-    ssim: float
-    """Structural similarity, at most 1."""
-
-    space: Space
-    """`rgb`, or `y` for the luma alone."""
-
-    border_px: int
-    """Pixels left out along each side."""
-
-    num_images: int = 1
-    """How many images the means are over."""
 
 
 def psnr(restored: Picture, clean: Picture, *, space: Space = "rgb", border_px: int = 0) -> float:
@@ -85,37 +63,6 @@ def ssim(restored: Picture, clean: Picture, *, space: Space = "rgb", border_px: 
         use_sample_covariance=False,
     )
     return float(similarity)
-
-
-def score(restored: Picture, clean: Picture, *, space: Space = "rgb", border_px: int = 0) -> Score:
-    """PSNR and SSIM together; raises what they raise."""
-    return Score(
-        psnr_db=psnr(restored, clean, space=space, border_px=border_px),
-        ssim=ssim(restored, clean, space=space, border_px=border_px),
-        space=space,
-        border_px=border_px,
-    )
-
-
-def mean_score(scores: Sequence[Score]) -> Score:
-    """The mean over images of scores taken under one protocol.
-
-    Raises:
-        UsageError: no score, or scores of different protocols.
-    """
-    protocols = {(one.space, one.border_px) for one in scores}
-    if len(protocols) != 1:
-        raise UsageError(
-            f"a mean needs scores of one space and border, got {sorted(protocols) or 'none'}"
-        )
-    (space, border_px), num_images = protocols.pop(), sum(one.num_images for one in scores)
-    return Score(
-        psnr_db=sum(one.psnr_db * one.num_images for one in scores) / num_images,
-        ssim=sum(one.ssim * one.num_images for one in scores) / num_images,
-        space=space,
-        border_px=border_px,
-        num_images=num_images,
-    )
 
 
 def _comparable(

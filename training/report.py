@@ -6,21 +6,18 @@ evaluation never holds more than one picture.
 """
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from jinja2 import Environment, StrictUndefined
 
 from samprior.storage.charts import histogram_svg
 from samprior.storage.errors import UsageError
-from samprior.storage.files import write_bytes
 from samprior.storage.images import Rgb
+from samprior.storage.pages import is_superpixel, told, told_segmenter, write_page
 from samprior.storage.survey import counted
 from samprior.training.comparison import WHOLE_PX, Comparison, compare
 from samprior.training.evaluate import Evaluation, ImageScore
@@ -36,7 +33,6 @@ NUM_EXTREMES = 50
 
 _MAX_BARS = 24
 _MINUS = "\N{MINUS SIGN}"
-_HEX_DIGEST = re.compile(r"\b[0-9a-f]{40,128}\b")
 _SECTIONS = (
     ("Where it helped most", "The largest gain in PSNR first."),
     ("Where it helped least, or harmed", "The smallest gain, or largest loss, in PSNR first."),
@@ -89,13 +85,19 @@ def write_report(
         "name": record.get("origin") or "/".join(checkpoint.absolute().parts[-2:]),
         "dataset": dataset,
         "facts": [("Checkpoint", str(checkpoint)), *_facts(record), ("Evaluated on", dataset)],
-        "superpixel": _uses_masks(record) and _segmenter(record)[0] == "superpixel",
-        "sections": [(*told, group) for told, group in zip(_SECTIONS, groups, strict=True)],
+        "superpixel": _uses_masks(record) and is_superpixel(record["masks"]),
+        "sections": [(*titled, group) for titled, group in zip(_SECTIONS, groups, strict=True)],
+        "how": PROTOCOL,
+        "whole_px": WHOLE_PX,
         **_numbers(evaluation, gains),
     }
-    # Keys made from file names may hold lone surrogates, which UTF-8 can't.
-    write_bytes(out, _render(page).encode("utf-8", "backslashreplace"))
-    return out
+    return write_page(
+        out,
+        page,
+        package="samprior.training",
+        template="report.html.j2",
+        filters={"signed": signed, "plain": plain, "gain": psnr_gain},
+    )
 
 
 def _draw(
@@ -136,17 +138,6 @@ def choose_extremes(gains: Floats, number: int) -> tuple[list[int], list[int]]:
     num_best = min(number, -(-len(ranking) // 2))
     num_worst = min(number, len(ranking) - num_best)
     return ranking[:num_best], ranking[::-1][:num_worst]
-
-
-def _render(page: Mapping[str, Any]) -> str:
-    source = resources.files("samprior.training").joinpath("report.html.j2")
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update(signed=signed, plain=plain, gain=psnr_gain)
-    return environment.from_string(source.read_text("utf-8")).render(
-        page, how=PROTOCOL, whole_px=WHOLE_PX
-    )
 
 
 def _numbers(evaluation: Evaluation, gains: Floats) -> dict[str, Any]:
@@ -256,20 +247,11 @@ def _uses_masks(record: Mapping[str, Any]) -> bool:
     return record.get("stage") == "distill"
 
 
-def _segmenter(record: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
-    """Name and settings; older and imported stores record the name alone."""
-    value = record.get("masks", {}).get("segmenter", "not recorded")
-    if isinstance(value, Mapping):
-        settings = {name: inner for name, inner in value.items() if name != "segmenter"}
-        return str(value.get("segmenter", "not recorded")), settings
-    return str(value), {}
-
-
 def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     """How the network was made, as far as its checkpoint tells."""
     details = {name: value for name, value in record["network"].items() if value}
     name = details.pop("name")
-    facts = [("Network", f"{name}, {_told(details)}" if details else name)]
+    facts = [("Network", f"{name}, {told(details)}" if details else name)]
     if "stage" not in record:
         return [*facts, ("Training", "not recorded: published weights")]
     dataset = record["masks"].get("dataset", "not recorded")
@@ -278,21 +260,9 @@ def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     facts += [("Stage", record["stage"]), ("Trained on", dataset)]
     if not _uses_masks(record):
         return [*facts, ("Masks", "none: this stage trains without")]
-    segmenter, settings = _segmenter(record)
-    if segmenter == "superpixel":
-        segmenter = "superpixel regions, not SAM"
     return [
         *facts,
-        ("Segmenter", f"{segmenter} ({_told(settings)})" if settings else segmenter),
-        ("Masks made from", f"{_told(record['masks'].get('source', 'not recorded'))} pictures"),
+        ("Segmenter", told_segmenter(record["masks"])),
+        ("Masks made from", f"{told(record['masks'].get('source', 'not recorded'))} pictures"),
         ("Analyzer", record["analyzer"] or "none: trained without SGR"),
     ]
-
-
-def _told(value: object) -> str:
-    """A value of a record in one line, digests cut short."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_told(inner)}" for name, inner in value.items())
-    if isinstance(value, list | tuple):
-        return "(" + ", ".join(map(_told, value)) + ")"
-    return "none" if value is None else _HEX_DIGEST.sub(lambda found: found[0][:12], str(value))

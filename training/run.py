@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from samprior.storage import MaskStore
-from samprior.storage.errors import ConfigError
+from samprior.storage.errors import CheckpointError, ConfigError
 from samprior.storage.files import only_writer, remove_drafts, sha256_of, write_bytes
 from samprior.training.checkpoint import (
     load_checkpoint,
@@ -46,6 +46,8 @@ class RunResult:
     """The network that ships: distilled if the run distils, else the last one trained."""
     protocol: str
     """What the stages' PSNR means."""
+    advice: str | None = None
+    """How to get the comparison that the mode asks for, where the run could not make it."""
 
     @property
     def gain_db(self) -> float | None:
@@ -61,7 +63,7 @@ class RunResult:
 def train(config: TrainConfig, *, progress: Progress | None = None) -> RunResult:
     """Run every stage of `config.mode`; finished stages are loaded, unfinished ones go on.
 
-    Writes below `config.out`: config.toml, one folder per stage, model.safetensors (the network
+    Writes below `config.out`: resolved.toml, one folder per stage, model.safetensors (the network
     that ships) and summary.json.
 
     Raises:
@@ -86,14 +88,15 @@ def train(config: TrainConfig, *, progress: Progress | None = None) -> RunResult
         for folder in (config.out, *(config.out / name for name in records)):
             remove_drafts(folder)  # a killed run leaves one as large as a checkpoint
         settings = to_toml(config.model_dump(mode="json"))
-        write_bytes(config.out / "config.toml", settings.encode())
+        write_bytes(config.out / "resolved.toml", settings.encode())
         results: dict[str, StageResult] = {}
         for name, record in records.items():
             stage = _stage(name, config, network, teacher, relation)
-            record["analyzer"] = stage.analyzer
             results[name] = run_stage(
                 stage, config, store, validation, device, record=record, progress=progress
             )
+            # Not compared on resume: its name tells of a file that may be renamed, see `_record`.
+            record["analyzer"] = stage.analyzer
             weights = stage.learns.state_dict()
             save_checkpoint(_model_file(config, name), weights, _model_record(record, stage))
         return _conclude(config, results, records, len(validation) if validation else 0)
@@ -110,9 +113,18 @@ def _conclude(
     model = config.out / "model.safetensors"
     write_bytes(model, _model_file(config, last).read_bytes())
     protocol = f"mean PSNR of {num_validated} whole validation images, RGB, 8 bit"
-    result = RunResult(results, model, protocol)
+    result = RunResult(results, model, protocol, _advice(config))
     write_bytes(config.out / "summary.json", _summary(result, records[last]).encode())
     return result
+
+
+def _advice(config: TrainConfig) -> str | None:
+    if config.mode != "compare" or config.data.validation is not None:
+        return None
+    return (
+        f"no data.validation: score {config.out / 'control'} and {config.out} with "
+        "`samprior evaluate` to compare them"
+    )
 
 
 def _model_file(config: TrainConfig, stage: str) -> Path:
@@ -167,6 +179,8 @@ def _record(config: TrainConfig, store: MaskStore, stage: str) -> dict[str, Any]
     identity = config.identity(stage)
     if config.network.init is not None:
         identity["network"]["init"] = sha256_of(config.network.init)
+    if stage == "distill":
+        identity["loss"]["analyzer_weights"] = _analyzer_digest(config)
     return {
         "stage": stage,
         "config": identity,
@@ -174,6 +188,20 @@ def _record(config: TrainConfig, store: MaskStore, stage: str) -> dict[str, Any]
         "store_fingerprint": store.fingerprint,
         "store_sha256": content_digest(store),
     }
+
+
+def _analyzer_digest(config: TrainConfig) -> str | None:
+    """What stands for analyzer_weights in the record; without SGR they play no part."""
+    file = config.loss.analyzer_weights
+    if file is None or config.loss.lambda_sgr == 0:
+        return None
+    try:
+        return sha256_of(file)
+    except OSError as error:
+        raise CheckpointError(
+            f"{file} can't be read ({error.strerror}); loss.analyzer_weights takes a file of "
+            "torchvision's VGG weights, or leave it out to download them"
+        ) from error
 
 
 def _model_record(about: dict[str, Any], stage: Stage) -> dict[str, Any]:

@@ -5,8 +5,8 @@
     fusion    stage A: SPF and network 2, network 1 frozen
     distill   stage B: network 1, SPF and network 2 frozen; L_recon + l1 * L_SPD + l2 * L_SGR
 
-That the teacher is trained in a stage of its own is our choice; the paper's text gives only the
-three loss terms (see docs/method.md).
+That the teacher is trained in a stage of its own is our choice: summaries of the paper give only
+the three terms of the loss (see docs/method.md).
 """
 
 from collections.abc import Callable, Sequence

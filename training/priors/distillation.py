@@ -61,9 +61,8 @@ def teacher_where_better(student: Tensor, teacher: Tensor, clean: Tensor) -> Ten
     """A target for `spd_loss` that follows the teacher only where it is closer to the truth.
 
     Each pixel (over its three channels, squared error) is the teacher's where that beats the
-    student's, and the student's own elsewhere, where it then neither pulls nor pushes. Ours, not
-    the paper's: a teacher that is no better on the whole still is better in places. Carries no
-    gradient.
+    student's, and the student's own elsewhere, where it then neither pulls nor pushes. This is our
+    idea: a teacher that is no better on the whole still is better in places. Carries no gradient.
     """
     student, teacher = student.detach(), teacher.detach()
     student_error = (student - clean).square().sum(dim=1, keepdim=True)

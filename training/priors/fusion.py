@@ -2,7 +2,7 @@
 
 Follows the outline of Zhang et al., "Distilling Semantic Priors from SAM to Efficient Image
 Restoration Models" (CVPR 2024), after their abstract; the layers and the mask encodings below are
-our choices, as the paper's are not published in full.
+our choices, as the abstract gives none.
 
 Letters: B images of H x W pixels, K masks m_k of one image, Cs channels of mask features.
 """

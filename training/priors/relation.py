@@ -1,8 +1,8 @@
 """SGR: regions of the student's image shall relate to one another as in the teacher's.
 
 Regions are the masks; a region's embedding is the mean of a frozen analyzer's features over it,
-and relations are cosines between embeddings. The paper (Zhang et al., CVPR 2024) doesn't publish
-its equations; the form here is our choice, modelled on graph-relation distillation.
+and relations are cosines between embeddings. The paper's abstract (Zhang et al., CVPR 2024) gives
+no equations; the form here is our choice, modelled on graph-relation distillation.
 
 Letters: B images, N nodes (regions) of each, C channels, h x w cells of a feature map.
 """
