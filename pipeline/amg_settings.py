@@ -116,6 +116,8 @@ class AmgSettings:
 
 
 def _grids(grids: Sequence[npt.ArrayLike]) -> tuple[PointGrid, ...]:
+    if not isinstance(grids, Sequence) or isinstance(grids, str):
+        raise UsageError(f"point_grids must be a list of grids, one per crop layer, got {grids!r}")
     checked = []
     for layer, grid in enumerate(grids):
         try:

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from samprior.storage.errors import CheckpointError, UsageError
+from samprior.storage.choices import check_choice
+from samprior.storage.errors import CheckpointError
 from samprior.storage.files import STAGED_SUFFIX, sha256_of, write_bytes
 
 OFFICIAL_URL = "https://dl.fbaipublicfiles.com/segment_anything"
@@ -72,8 +73,7 @@ def fetch_checkpoint(
         CheckpointError: the network or the disk failed (what arrived is kept and resumed by
             the next call), or the content has another SHA-256 (what arrived is deleted).
     """
-    if model not in checkpoints:
-        raise UsageError(f"no SAM model {model!r}; there are {', '.join(checkpoints)}")
+    check_choice("SAM model", model, checkpoints)
     wanted = checkpoints[model]
     path = (default_cache() if cache is None else cache) / wanted.file
     try:
@@ -92,7 +92,7 @@ def fetch_checkpoint(
 
 
 def checkpoint_digest(path: Path) -> str:
-    """Hex SHA-256 of a checkpoint; of a file in the cache it is remembered (ViT-H takes 5 s).
+    """Hex SHA-256 of a checkpoint; of a file in the cache it is remembered, as it takes a while.
 
     Raises:
         CheckpointError: the file can't be read.

@@ -1,38 +1,50 @@
 """The Ray side of a job: a pool of actors, one shard at a time each, losses survived.
 
-A running cluster (`RAY_ADDRESS`) is joined as it is; otherwise a small private instance is
-started and stopped with the job.
+A shard that keeps killing its worker is searched for the image that does it: each is tried alone,
+and the guilty ones are quarantined.
 """
 
-import logging
-import os
-from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import (
+    OutOfMemoryError,
+    RayActorError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 
+from samprior.pipeline.datasets import Pair
 from samprior.pipeline.folders import counted
 from samprior.pipeline.plan import ShardPlan
+from samprior.pipeline.ray_session import first_line, ray_session
+from samprior.pipeline.worker import MaskMaker, ShardWorker
 from samprior.storage.errors import SampriorError, StoreError, UsageError
 from samprior.storage.manifest import Receipt
 
 if TYPE_CHECKING:
-    from samprior.pipeline.job import MaskMaker, Progress
+    from samprior.pipeline.job import Progress
 
 POLL_S = 0.5
 """How often progress is asked for."""
 
-OBJECT_STORE_BYTES = 256 * 2**20
-"""Receipts are all that travels; Ray's default would take 30 % of the memory."""
+MAX_LOSSES = 2
+"""Deaths of its worker that count against a shard or an image; one may be the machine's fault."""
+
+GUILTY = f"the worker process ended, {MAX_LOSSES} times when this image was tried alone"
+"""Reason of an image in quarantine that kills its worker."""
+
+_LOST = (RayActorError, OutOfMemoryError, WorkerCrashedError)
 
 
 def run_on_ray(
     todo: Sequence[ShardPlan],
-    target: tuple[Path, "MaskMaker"],
+    target: tuple[Path, MaskMaker],
     arguments: dict[str, Any],
     workers: int,
     gpus_per_worker: float,
@@ -41,11 +53,10 @@ def run_on_ray(
     """Write all shards of `todo` on `workers` actors.
 
     Raises:
+        SampriorError, OSError: what a worker raised, such as a checkpoint it can't load.
         StoreError: shards whose worker died again and again; the others are written.
     """
-    from samprior.pipeline.job import ShardWorker
-
-    with _ray():
+    with ray_session():
         workers = min(workers, len(todo))
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         cpus = resources.get("CPU", 1.0)
@@ -59,20 +70,18 @@ def run_on_ray(
         remote = actor_class.options(
             num_cpus=min(1.0, cpus / workers),  # more workers than cores share them
             num_gpus=gpus_per_worker,
-            max_restarts=-1,
+            max_restarts=0,
             max_task_retries=0,
             max_concurrency=2,
         )
-        root = target[0].resolve()
-        actors = [
-            remote.remote(root, target[1], num_threads=max(1, int(cpus // workers)), **arguments)
-            for _ in range(workers)
-        ]
-        try:
-            lost = _Pool(actors, todo, progress).run()
-        finally:
-            for actor in actors:
-                ray.kill(actor)
+        root, maker = target[0].resolve(), target[1]
+        num_threads = max(1, int(cpus // workers))
+        pool = _Pool(
+            lambda: remote.remote(root, maker, num_threads=num_threads, **arguments),
+            todo,
+            progress,
+        )
+        lost = pool.run(workers)
     if lost:
         raise StoreError(
             f"{counted(len(lost), 'shard')} given up because the worker died each time "
@@ -81,61 +90,133 @@ def run_on_ray(
         )
 
 
+@dataclass(frozen=True)
+class _Task:
+    """What an actor is given to do."""
+
+    shard: ShardPlan
+    suspect: Pair | None = None
+    """The image of the shard that is tried alone; None: the shard is written."""
+
+
 class _Pool:
-    """Hands shards to idle actors until all are written or given up."""
+    """Hands tasks to idle actors until all shards are written or given up."""
 
     def __init__(
-        self, actors: Sequence[Any], todo: Sequence[ShardPlan], progress: "Progress | None"
+        self, start_actor: Callable[[], Any], todo: Sequence[ShardPlan], progress: "Progress | None"
     ) -> None:
-        self.actors = list(actors)
-        self.queue = deque(todo)
+        self.start_actor = start_actor
+        self.actors: list[Any] = []
+        self.queue = deque(_Task(shard) for shard in todo)
+        self.running: dict[Any, tuple[Any, _Task]] = {}
         self.progress = progress
         self.num_images = sum(len(shard.pairs) for shard in todo)
         self.images_done = 0
-        self.losses: dict[int, int] = {}
+        self.losses: Counter[_Task] = Counter()
+        self.untried: dict[int, int] = {}
+        """Of each shard that was searched, the number of images still to be tried alone."""
+        self.guilty: dict[int, dict[str, str]] = {}
+        """Of each shard that was searched, the images that kill a worker, and the reason."""
         self.given_up: dict[int, str] = {}
-        self.running: dict[Any, tuple[Any, ShardPlan]] = {}
 
-    def run(self) -> dict[int, str]:
-        idle = list(self.actors)
-        while self.queue or self.running:
-            while self.queue and idle:
-                actor, shard = idle.pop(), self.queue.popleft()
-                self.running[actor.write.remote(shard)] = (actor, shard)
-            ready, _ = ray.wait(list(self.running), num_returns=1, timeout=POLL_S)
-            for reference in ready:
-                actor, shard = self.running.pop(reference)
-                self._settle(reference, shard)
-                idle.append(actor)
-            self._report()
+    def run(self, workers: int) -> dict[int, str]:
+        """Do all; the shards given up, and why."""
+        try:
+            self.actors = [self.start_actor() for _ in range(workers)]
+            self._load()
+            idle = list(self.actors)
+            while self.queue or self.running:
+                while self.queue and idle:
+                    actor, task = idle.pop(), self.queue.popleft()
+                    self.running[self._hand(actor, task)] = (actor, task)
+                ready, _ = ray.wait(list(self.running), num_returns=1, timeout=POLL_S)
+                for reference in ready:
+                    actor, task = self.running.pop(reference)
+                    idle.append(actor if self._settle(reference, task) else self._replace(actor))
+                self._report()
+        finally:
+            for actor in self.actors:
+                ray.kill(actor)
         return self.given_up
 
-    def _settle(self, reference: Any, shard: ShardPlan) -> None:  # noqa: ANN401  # Ray has no types
-        from samprior.pipeline.job import MAX_LOSSES
-
+    def _load(self) -> None:
+        """Build all segmenters before any shard is risked; an error of building is raised."""
         try:
-            receipt: Receipt = ray.get(reference)
+            ray.get([actor.load.remote() for actor in self.actors])
         except RayTaskError as error:
             raise _cause(error) from error
-        except RayActorError as error:
-            self.losses[shard.shard] = self.losses.get(shard.shard, 0) + 1
-            if self.losses[shard.shard] < MAX_LOSSES:
-                self.queue.append(shard)
-            else:
-                self.given_up[shard.shard] = str(error).splitlines()[0]
+        except _LOST as error:
+            raise StoreError(
+                f"a worker ended while it loaded the segmenter ({first_line(error)}); try fewer "
+                "--workers, or --workers 0"
+            ) from error
+
+    def _hand(self, actor: Any, task: _Task) -> Any:  # noqa: ANN401  # Ray has no types
+        if task.suspect is not None:
+            return actor.probe.remote(task.suspect)
+        return actor.write.remote(task.shard, self.guilty.get(task.shard.shard))
+
+    def _replace(self, lost: Any) -> Any:  # noqa: ANN401  # as above
+        # Calls to an actor that Ray restarts may fail too, and would count against their images.
+        self.actors.remove(lost)
+        ray.kill(lost)
+        self.actors.append(self.start_actor())
+        return self.actors[-1]
+
+    def _settle(self, reference: Any, task: _Task) -> bool:  # noqa: ANN401  # as above
+        """Take the result of a task; whether its actor lives."""
+        try:
+            receipt: Receipt | None = ray.get(reference)
+        except RayTaskError as error:
+            raise _cause(error) from error
+        except _LOST as error:
+            self._lose(task, first_line(error))
+            return False
+        if receipt is None:
+            self._conclude(task.shard)
+        else:
+            self.images_done += len(receipt.keys) + len(receipt.quarantined)
+        return True
+
+    def _lose(self, task: _Task, why: str) -> None:
+        shard = task.shard.shard
+        self.losses[task] += 1
+        if self.losses[task] < MAX_LOSSES:
+            self.queue.append(task)
+        elif task.suspect is not None:
+            self.guilty[shard][task.suspect.key] = GUILTY
+            self._conclude(task.shard)
+        elif shard not in self.guilty:
+            self.guilty[shard] = {}
+            self.untried[shard] = len(task.shard.pairs)
+            self.queue.extend(_Task(task.shard, pair) for pair in task.shard.pairs)
+        else:
+            self.given_up[shard] = why
+
+    def _conclude(self, shard: ShardPlan) -> None:
+        """One image more was tried alone; after the last, write the shard without the guilty."""
+        self.untried[shard.shard] -= 1
+        if self.untried[shard.shard]:
             return
-        self.images_done += len(receipt.keys) + len(receipt.quarantined)
+        guilty = self.guilty[shard.shard]
+        if not guilty:
+            self.given_up[shard.shard] = "none of its images does it alone"
+        elif len(guilty) == len(shard.pairs) > 1:
+            self.given_up[shard.shard] = "each of its images does it alone, so it isn't the images"
+        else:
+            self.queue.append(_Task(shard))
 
     def _report(self) -> None:
         """Progress: finished shards, and what their workers say of the running ones."""
         if self.progress is None:
             return
-        counts = [actor.count.remote() for actor, _ in self.running.values()]
+        writing = [actor for actor, task in self.running.values() if task.suspect is None]
+        counts = [actor.count.remote() for actor in writing]
         answered = ray.wait(counts, num_returns=len(counts), timeout=POLL_S)[0] if counts else []
         running = 0
         for reference in answered:
             # A lost worker shows in its shard's own reference; here it just has no news.
-            with suppress(RayActorError):
+            with suppress(*_LOST):
                 running += ray.get(reference)
         self.progress(self.images_done + running, self.num_images)
 
@@ -145,26 +226,3 @@ def _cause(error: RayTaskError) -> Exception:
     if isinstance(cause, SampriorError | OSError):
         return cause
     return StoreError(f"a worker failed: {cause!r}; run with --workers 0 to see where")
-
-
-@contextmanager
-def _ray() -> Iterator[None]:
-    if ray.is_initialized():
-        yield
-        return
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(logging_level=logging.ERROR, log_to_driver=False)
-    else:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        ray.init(
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            object_store_memory=OBJECT_STORE_BYTES,
-        )
-    try:
-        yield
-    except RayError as error:
-        raise StoreError(f"Ray failed ({error}); try again with --workers 0") from error
-    finally:
-        ray.shutdown()

@@ -9,7 +9,7 @@ Pairs come sorted by key, in plain string order. Nothing is decoded; `check_pair
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,7 +131,7 @@ def find_dataset(
     files = find_images(base, starts, inside=folder)
     match, rivals = match_best(layouts, files)
     _require_whole(match, rivals, name=name, base=base, files=files, layouts=layouts)
-    pairs = _keyed(match, base)
+    pairs = keyed_pairs(match.pairs, base)
     if split is None and not by_pattern:
         _require_one_split(pairs, folder)
     return Dataset(name=name, root=folder, split=split, pairs=pairs, layout=match.layout.name)
@@ -243,20 +243,24 @@ def _require_whole(
         )
 
 
-def _keyed(match: Match, base: Path) -> tuple[Pair, ...]:
+def keyed_pairs(files: Iterable[tuple[str, str, str]], base: Path) -> tuple[Pair, ...]:
+    """Pairs, sorted by key, from (path without suffix, degraded file, clean file) below `base`.
+
+    Raises:
+        LayoutError: two names have one key; the message names the files.
+    """
     pairs: dict[str, Pair] = {}
-    equal: list[str] = []
-    for name, degraded, clean in sorted(match.pairs):
+    equal = []
+    for name, degraded, clean in sorted(files):
         # Composed form first: on some file systems "é" is a letter and an accent.
         key = _ODD_CHARACTERS.sub("_", unicodedata.normalize("NFC", name))
-        pair = Pair(key, base / degraded, base / clean)
         if key in pairs:
             equal.append(f"{pairs[key].degraded.relative_to(base)} and {degraded} ({key})")
-        pairs.setdefault(key, pair)
+        pairs[key] = Pair(key, base / degraded, base / clean)
     if equal:
         raise LayoutError(
-            f"{base} has files whose keys are equal once dots, blanks and other odd characters "
-            f"become _: {named(equal)}. Rename one of each"
+            f"{base} has files whose keys are equal, as a key has no suffix and has _ for dots, "
+            f"blanks and other odd characters: {named(equal)}. Rename one of each"
         )
     return tuple(pairs[key] for key in sorted(pairs))
 

@@ -2,8 +2,8 @@
 
 The files may come from anywhere: every number is parsed strictly, no path leaves the folder,
 sizes are bounded before anything is allocated, and whatever the content, the result is a
-`MaskSet` or a `MaskFormatError`. Columns are those of the `sam` segmenter, `predicted_iou`,
-`stability` and `point`.
+`MaskSet` or a `MaskFormatError`; passing errors of the machine come through as they are. Columns
+are those of the `sam` segmenter: `predicted_iou`, `stability`, `point`.
 """
 
 import re
@@ -13,7 +13,7 @@ import zlib
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -23,16 +23,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from samprior.pipeline.rle import counts_to_mask, decode_counts
 from samprior.storage import MaskSet
 from samprior.storage.errors import MaskFormatError
-from samprior.storage.images import MAX_PIXELS
-
-# H x W pixels, K masks
+from samprior.storage.images import MAX_PIXELS, is_passing
 
 MAX_TABLE_BYTES = 64 * 2**20
-"""Larger metadata.csv and JSON files are refused; those of real images stay below 2 MiB."""
+"""Larger metadata.csv and JSON files are refused; those of real images are far smaller."""
 
 MAX_MASK_PIXELS = 4_000_000_000
-"""Masks times pixels of one image; SA-1B's fullest images have about half."""
-
+"""Masks times pixels of one image; more would fill the memory of most machines."""
 AMG_HEADER = (
     "id,area,bbox_x0,bbox_y0,bbox_w,bbox_h,point_input_x,point_input_y,predicted_iou,"
     "stability_score,crop_box_x0,crop_box_y0,crop_box_w,crop_box_h"
@@ -45,7 +42,7 @@ _NUMBER = re.compile(r"-?[0-9]{1,20}(\.[0-9]{1,40})?([eE][+-]?[0-9]{1,3})?", re.
 _LARGEST = 1e9
 """No score or coordinate comes near; float32 holds it."""
 
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, MemoryError, struct.error, zlib.error)
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 """What Pillow raises for damaged PNG files."""
 
 
@@ -147,15 +144,13 @@ def _read_metadata(path: Path) -> list[_Row]:
 def _parse_row(text: str, line: int, path: Path) -> _Row:
     cells = text.split(",")
     if len(cells) != len(_COLUMNS):
-        raise MaskFormatError(
-            f"{path} line {line} has {len(cells)} columns, wanted {len(_COLUMNS)}"
-        )
+        wanted = len(_COLUMNS)
+        raise MaskFormatError(f"{path} line {line} has {len(cells)} columns, wanted {wanted}")
     for name, cell in zip(_COLUMNS, cells, strict=True):
-        pattern, wanted = (
-            (_WHOLE, "a whole number") if name in ("id", "area") else (_NUMBER, "a number")
-        )
-        if not pattern.fullmatch(cell) or abs(float(cell)) > _LARGEST:
-            raise MaskFormatError(f"{path} line {line}: {name} is {cell[:40]!r}, wanted {wanted}")
+        whole = name in ("id", "area")
+        if not (_WHOLE if whole else _NUMBER).fullmatch(cell) or abs(float(cell)) > _LARGEST:
+            kind = "a whole number" if whole else "a number"
+            raise MaskFormatError(f"{path} line {line}: {name} is {cell[:40]!r}, wanted {kind}")
     value = dict(zip(_COLUMNS, cells, strict=True))
     return _Row(
         line=line,
@@ -186,7 +181,7 @@ def _open_png(path: Path) -> Image.Image:
     except FileNotFoundError as error:
         raise MaskFormatError(f"{path} is missing, but metadata.csv lists it") from error
     except (*_UNREADABLE, Image.DecompressionBombError) as error:
-        raise MaskFormatError(f"{path} can't be read as PNG ({error})") from error
+        _refuse(path, "read as PNG", error)
 
 
 def _png_shape(path: Path) -> tuple[int, int]:
@@ -206,11 +201,17 @@ def _read_mask_png(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.bool_]:
         try:
             grey = np.asarray(image.convert("L"))
         except _UNREADABLE as error:
-            raise MaskFormatError(f"{path} can't be decoded ({error})") from error
+            _refuse(path, "decoded", error)
     plane: npt.NDArray[np.bool_] = grey == 255
     if np.count_nonzero(grey) != np.count_nonzero(plane):
         raise MaskFormatError(f"{path} has other values than 0 and 255, so it is no mask")
     return plane
+
+
+def _refuse(path: Path, what: str, error: Exception) -> NoReturn:
+    if is_passing(error):
+        raise error
+    raise MaskFormatError(f"{path} can't be {what} ({error})") from error
 
 
 class _Strict(BaseModel):
@@ -266,7 +267,7 @@ def _read_bounded(path: Path) -> bytes:
         with path.open("rb") as stream:
             content = stream.read(MAX_TABLE_BYTES + 1)
     except OSError as error:
-        raise MaskFormatError(f"{path} can't be read ({error.strerror})") from error
+        _refuse(path, "read", error)
     if len(content) > MAX_TABLE_BYTES:
         raise MaskFormatError(f"{path} has more than {MAX_TABLE_BYTES >> 20} MiB; is it the file?")
     return content

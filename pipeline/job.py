@@ -4,55 +4,34 @@ Paths go in and receipts come out; no pixel enters Ray's object store. The same 
 in this process with `workers=0`, for debugging and for machines without Ray.
 """
 
-import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 
-from samprior.pipeline.datasets import Pair
-from samprior.pipeline.plan import (
-    ShardPlan,
-    Source,
-    input_bytes,
-    pending,
-)
+from samprior.pipeline.plan import ShardPlan, Source, pending
+from samprior.pipeline.worker import MaskMaker, MasksOf, ShardWorker, inputs_of
 from samprior.storage.errors import ImageError, StoreError
 from samprior.storage.files import LOCK, STAGED_SUFFIX, only_writer, remove_drafts
-from samprior.storage.images import Rgb, read_rgb
-from samprior.storage.manifest import (
-    Header,
-    Receipt,
-    read_header,
-    read_receipts,
-    write_header,
-)
-from samprior.storage.masks import MaskSet
-from samprior.storage.writer import Record, write_shard
+from samprior.storage.manifest import Header, read_header, read_receipts, write_header
 
-MasksOf = Callable[[Pair, Rgb], MaskSet]
-"""Masks of a pair, given the picture that is to be segmented."""
+__all__ = [
+    "Estimate",
+    "JobResult",
+    "MaskMaker",
+    "MasksOf",
+    "Progress",
+    "estimate",
+    "run_job",
+]
 
 Progress = Callable[[int, int], None]
 """Called with (images finished by this run, images this run has to do)."""
-
-MAX_LOSSES = 2
-"""A shard whose worker died this often is given up; one loss may be the machine's fault."""
-
-
-class MaskMaker(Protocol):
-    """Where masks come from: a segmenter, or masks that somebody made before. Pickled to actors."""
-
-    def describe(self) -> dict[str, Any]:
-        """Everything that determines the masks, as JSON; part of the store's fingerprint."""
-
-    def build(self) -> MasksOf:
-        """Load what is needed; called once per worker."""
 
 
 @dataclass
@@ -68,68 +47,6 @@ class JobResult:
     """Reason for each image that could not be used, this run and before."""
     stored_bytes: int = 0
     elapsed_s: float = 0.0
-
-
-class ShardWorker:
-    """Writes shards, one at a time; lives in an actor, or in this process."""
-
-    def __init__(
-        self,
-        root: Path,
-        maker: MaskMaker,
-        *,
-        source: Source,
-        paired: bool,
-        num_threads: int | None = None,
-    ) -> None:
-        if num_threads is not None:
-            # Read by torch when `build` imports it; importing it here would cost seconds.
-            os.environ["OMP_NUM_THREADS"] = str(num_threads)
-        self.root = root
-        self.source = source
-        self.paired = paired
-        self.on_image: Callable[[], None] | None = None
-        self.images_done = 0
-        self.masks_of = maker.build()
-
-    def count(self) -> int:
-        """Images of the shard at hand that are finished; an actor answers while it writes."""
-        return self.images_done
-
-    def write(self, shard: ShardPlan) -> Receipt:
-        """Segment and store a shard; images that can't be used are quarantined with the reason."""
-        records, quarantined = [], {}
-        self.images_done = 0
-        for pair in shard.pairs:
-            try:
-                records.append(self._record(pair))
-            except Exception as error:
-                # What the machine lacks at the moment says nothing against the image.
-                if isinstance(error, MemoryError | OSError) or _is_out_of_memory(error):
-                    raise
-                quarantined[pair.key] = _reason(error)
-            self.images_done += 1
-            if self.on_image:
-                self.on_image()
-        return write_shard(
-            self.root,
-            shard.shard,
-            records,
-            paired=self.paired,
-            inputs={pair.key: input_bytes(pair) for pair in shard.pairs},
-            quarantined=quarantined,
-        )
-
-    def _record(self, pair: Pair) -> Record:
-        clean = read_rgb(pair.clean)
-        degraded = read_rgb(pair.degraded) if self.paired else clean
-        if degraded.shape != clean.shape:
-            raise ImageError(
-                f"{pair.degraded} is {degraded.shape[1]}x{degraded.shape[0]}, {pair.clean} is "
-                f"{clean.shape[1]}x{clean.shape[0]}; a pair must be of one size"
-            )
-        masks = self.masks_of(pair, clean if self.source == "clean" else degraded)
-        return Record(key=pair.key, degraded=degraded, clean=clean, masks=masks)
 
 
 def run_job(
@@ -165,7 +82,7 @@ def run_job(
         _claim(out, header)
         for folder in (out, out / "shards", out / "receipts"):
             remove_drafts(folder)
-        todo = pending(plan, read_receipts(out))
+        todo = pending(plan, read_receipts(out), partial(inputs_of, maker))
         arguments = {"source": source, "paired": header.paired}
         if todo and workers:
             from samprior.pipeline.cluster import run_on_ray
@@ -212,6 +129,7 @@ def estimate(
     probes = ShardPlan(0, tuple(pairs[place] for place in places))
     with tempfile.TemporaryDirectory(prefix="samprior-probe-") as folder:
         worker = ShardWorker(Path(folder), maker, source=source, paired=paired)
+        worker.load()
         started = time.monotonic()
         receipt = worker.write(probes)
         elapsed_s = time.monotonic() - started
@@ -261,12 +179,3 @@ def _refuse_strangers(out: Path) -> None:
         path.suffix != STAGED_SUFFIX and path.name != LOCK for path in out.iterdir()
     ):
         raise StoreError(f"{out} exists and is no samprior store; choose another --out")
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    # torch's class by name, since most segmenters never import torch.
-    return type(error).__name__ == "OutOfMemoryError"
-
-
-def _reason(error: Exception) -> str:
-    return str(error) if isinstance(error, ImageError) else f"{type(error).__name__}: {error}"

@@ -1,21 +1,22 @@
 """Where a job's masks come from: a segmenter, or masks that somebody made before."""
 
-import hashlib
 import os
 import tomllib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from samprior.pipeline.checkpoints import fetch_checkpoint
-from samprior.pipeline.datasets import Pair
-from samprior.pipeline.job import MaskMaker, MasksOf
+from samprior.pipeline.checks import check_int
+from samprior.pipeline.datasets import Pair, keyed_pairs
 from samprior.pipeline.sam_segmenter import SamSettings
 from samprior.pipeline.segmenters import SegmenterSettings, segmenter_settings
+from samprior.pipeline.worker import MaskMaker, MasksOf
 from samprior.storage.errors import LayoutError, UsageError
 from samprior.storage.files import sha256_of
 from samprior.storage.images import IMAGE_SUFFIXES, Rgb
+from samprior.storage.manifest import Inputs
 from samprior.storage.masks import MaskSet
 
 
@@ -28,6 +29,10 @@ class Segmented:
     def describe(self) -> dict[str, Any]:
         """The segmenter's own description."""
         return dict(self.settings.describe())
+
+    def inputs(self, pair: Pair) -> Inputs:
+        """Nothing beside the pictures."""
+        return ()
 
     def build(self) -> MasksOf:
         """Load the segmenter."""
@@ -44,8 +49,12 @@ class ImportedAmg:
 
     def describe(self) -> dict[str, Any]:
         """What the store says of its masks."""
-        listings = (folder / "metadata.csv" for folder in self.folders.values())
-        return {"segmenter": "imported", "format": "amg.py", "masks_sha256": _digest(listings)}
+        return {"segmenter": "imported", "format": "amg.py"}
+
+    def inputs(self, pair: Pair) -> Inputs:
+        """Bytes of all files of the pair's folder, and the hex SHA-256 of its metadata.csv."""
+        folder = self.folders[pair.key]
+        return _size_of(*folder.iterdir()), _digest_of(folder / "metadata.csv")
 
     def build(self) -> MasksOf:
         """Nothing to load."""
@@ -61,18 +70,20 @@ class ImportedAmg:
 class ImportedSa1b:
     """Masks from SA-1B's JSON files, each beside its image."""
 
-    files: tuple[Path, ...]
-
     def describe(self) -> dict[str, Any]:
         """What the store says of its masks."""
-        digest = _digest(self.files)
-        return {"segmenter": "imported", "format": "SA-1B", "masks_sha256": digest}
+        return {"segmenter": "imported", "format": "SA-1B"}
+
+    def inputs(self, pair: Pair) -> Inputs:
+        """Bytes and hex SHA-256 of the pair's JSON file."""
+        file = _json_of(pair)
+        return _size_of(file), _digest_of(file)
 
     def build(self) -> MasksOf:
         """Nothing to load."""
         from samprior.pipeline.importers import read_sa1b
 
-        return lambda pair, _: read_sa1b(pair.clean.with_suffix(".json"))
+        return lambda pair, _: read_sa1b(_json_of(pair))
 
 
 def segmenter_maker(
@@ -108,14 +119,29 @@ def worker_pool(maker: MaskMaker, workers: int | None = None) -> tuple[int, floa
     """How many Ray workers a job gets, and how many GPUs each.
 
     By default one per GPU for SAM; one for SAM on the CPU, whose matrix products use every core;
-    else one per core but one, which is the driver's.
+    else one per core but one, which is the driver's. SAM on a GPU of a certain number runs in this
+    process (0 workers), because Ray numbers the GPUs of each worker anew.
+
+    Raises:
+        UsageError: a negative number of workers, or several for one GPU by its number; a device
+            that can't be used.
     """
+    if workers is not None:
+        check_int("--workers", workers, 0)
     if isinstance(maker, Segmented) and isinstance(maker.settings, SamSettings):
         import torch
 
         from samprior.pipeline.sam import pick_device
 
-        if pick_device(maker.settings.device).startswith("cuda"):
+        device = pick_device(maker.settings.device)
+        if device.startswith("cuda:"):
+            if workers is not None and workers > 1:
+                raise UsageError(
+                    f"--device {device} is one GPU, so it goes with one worker, got {workers}; use "
+                    "--device cuda, or choose among the GPUs with CUDA_VISIBLE_DEVICES"
+                )
+            return 0, 0.0
+        if device.startswith("cuda"):
             num_gpus = torch.cuda.device_count()
             count = num_gpus if workers is None else workers
             return count, min(1.0, num_gpus / max(1, count))
@@ -132,8 +158,8 @@ def amg_image(folder: Path, image: Path) -> tuple[list[Pair], ImportedAmg]:
     """
     _require(folder / "metadata.csv", "scripts/amg.py writes one per image")
     _require(image, "it is the picture that was segmented")
-    key = image.stem.replace(".", "_")
-    return [Pair(key, image, image)], ImportedAmg({key: folder})
+    (pair,) = keyed_pairs([(image.stem, image.name, image.name)], image.parent)
+    return [pair], ImportedAmg({pair.key: folder})
 
 
 def amg_dataset(root: Path, pairs: Sequence[Pair]) -> ImportedAmg:
@@ -167,27 +193,31 @@ def sa1b_folder(folder: Path) -> tuple[list[Pair], ImportedSa1b]:
     """All images of a folder that have a JSON file beside them.
 
     Raises:
-        LayoutError: there is none, or an image or JSON file is alone.
+        LayoutError: there is none, an image or JSON file is alone, or two images have one key.
     """
     if not folder.is_dir():
         raise LayoutError(f"{folder} is no folder; give the one with sa_N.jpg and sa_N.json")
-    images = {f.stem: f for f in sorted(folder.iterdir()) if f.suffix.lower() in IMAGE_SUFFIXES}
+    images = [file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES]
     notes = {f.stem for f in folder.glob("*.json")}
     if not images or not notes:
         raise LayoutError(f"{folder} holds no sa_N.jpg beside sa_N.json")
-    if alone := sorted(images.keys() ^ notes):
+    if alone := sorted({file.stem for file in images} ^ notes):
         raise LayoutError(f"{folder}: image or JSON is missing for {', '.join(alone[:5])}")
-    pairs = [Pair(stem.replace(".", "_"), file, file) for stem, file in images.items()]
-    files = tuple(file.with_suffix(".json") for file in images.values())
-    return sorted(pairs, key=lambda pair: pair.key), ImportedSa1b(files)
+    pairs = keyed_pairs([(file.stem, file.name, file.name) for file in images], folder)
+    return list(pairs), ImportedSa1b()
 
 
-def _digest(files: Iterable[Path]) -> str:
-    """Hex SHA-256 over the listings of masks: their areas and boxes, or the masks themselves."""
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(sha256_of(file).encode())
-    return digest.hexdigest()
+def _json_of(pair: Pair) -> Path:
+    return pair.clean.with_suffix(".json")
+
+
+def _size_of(*files: Path) -> int:
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _digest_of(listing: Path) -> str:
+    """Hex SHA-256 of a listing of masks, "" if there is none."""
+    return sha256_of(listing) if listing.is_file() else ""
 
 
 def _require(path: Path, why: str) -> None:

@@ -1,19 +1,19 @@
 """Plan a job: which images go to which shard, and what is left to do. Pure: no Ray, no writing."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from samprior.pipeline.datasets import Pair
 from samprior.storage.errors import UsageError
-from samprior.storage.manifest import Header, Receipt
+from samprior.storage.manifest import Header, Inputs, Receipt
 
 Source = Literal["clean", "degraded"]
 """Which picture of a pair is segmented."""
 
 IMAGES_PER_SHARD = 32
-"""A 1280x720 shard then has three objects of 60 to 90 MB and GoPro's training set 66 shards."""
+"""Few enough that a lost worker costs little, enough that a dataset is not a flood of files."""
 
 
 @dataclass(frozen=True)
@@ -75,13 +75,20 @@ def plan_header(
     )
 
 
-def pending(plan: Sequence[ShardPlan], receipts: Mapping[int, Receipt]) -> list[ShardPlan]:
-    """The shards still to do: those without a receipt, or whose input files changed size."""
+def pending(
+    plan: Sequence[ShardPlan],
+    receipts: Mapping[int, Receipt],
+    inputs_of: Callable[[Pair], Inputs],
+) -> list[ShardPlan]:
+    """The shards still to do: those without a receipt, or of which an input file has changed.
+
+    `inputs_of` says of a pair what a receipt would say now.
+    """
     return [
         shard
         for shard in plan
         if shard.shard not in receipts
-        or dict(receipts[shard.shard].inputs) != {p.key: input_bytes(p) for p in shard.pairs}
+        or dict(receipts[shard.shard].inputs) != {p.key: inputs_of(p) for p in shard.pairs}
     ]
 
 

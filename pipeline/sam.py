@@ -19,6 +19,7 @@ from segment_anything.modeling import (
 )
 from torch import nn
 
+from samprior.storage.choices import check_choice
 from samprior.storage.errors import CheckpointError, UsageError
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
@@ -41,10 +42,9 @@ def load_sam(model: str = "vit_h", *, checkpoint: Path, device: str = "cpu") -> 
         CheckpointError: the file is missing, damaged, holds more than tensors, or its tensors
             are those of something else; one line that names the file.
     """
-    if model not in SHAPES.values():
-        raise UsageError(f"no SAM model {model!r}; there are {', '.join(SHAPES.values())}")
+    check_choice("SAM model", model, SHAPES.values())
     state = _read_state(checkpoint)
-    # On the meta device nothing is allocated or drawn: ViT-H would take 2.4 GB twice.
+    # On the meta device nothing is allocated or drawn: a large model would take its memory twice.
     with torch.device("meta"):
         sam = sam_model_registry[model](checkpoint=None)
     _check_state(state, sam.state_dict(), model, checkpoint)

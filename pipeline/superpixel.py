@@ -11,6 +11,7 @@ Deterministic for the same versions of NumPy and scikit-image on the same kind o
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 
@@ -27,7 +28,7 @@ from samprior.storage.images import Rgb
 Labels = npt.NDArray[np.intp]
 
 MAX_WORK_PIXELS = 1_000_000
-"""Larger pictures are segmented at this size (2 s on one core) and the regions scaled up."""
+"""Larger pictures are segmented at this size and the regions scaled up."""
 
 _REFERENCE_PIXELS = 150_000
 _MAX_COST = np.inf
@@ -54,6 +55,10 @@ class SuperpixelSettings:
     """Smallest fine region as a share of the picture; never below 16 pixels."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.levels, Sequence) or isinstance(self.levels, str):
+            raise UsageError(
+                f"levels must be a list of whole numbers, such as [5, 15, 45], got {self.levels!r}"
+            )
         object.__setattr__(self, "levels", tuple(self.levels))
         if not self.levels:
             raise UsageError("levels must name at least one number of regions, got none")

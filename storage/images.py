@@ -10,8 +10,12 @@ The choices, made once for all of samprior:
 * Embedded colour profiles are not applied: pixel values are what the file holds, as in the
   published scores of the field.
 * More than `MAX_PIXELS` is refused before anything is decoded (decompression bombs).
+
+What the machine lacks at the moment (memory, file handles, a disk that answers) says nothing of a
+picture: such a MemoryError or OSError comes through as it is.
 """
 
+import errno
 import io
 import warnings
 from pathlib import Path
@@ -32,6 +36,18 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".
 MAX_PIXELS = 100_000_000
 """Larger images are refused; the largest camera sensors have about 60 million pixels."""
 
+_FAULTS_OF_FILES = (
+    None,  # Pillow's own errors, such as for a truncated file
+    errno.ENOENT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.EINVAL,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENXIO,
+)
 _HIGH_BYTE_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 _EXIF_TEXTS = (b"Raw profile type exif", b"XML:com.adobe.xmp")
 _REFUSED_MODES = {
@@ -49,6 +65,7 @@ def read_rgb(path: Path) -> Rgb:
     Raises:
         ImageError: the file is missing, empty, truncated, no image, too large, or of a kind
             that has no one 8-bit RGB (see the module's text); the message names the file.
+        OSError, MemoryError: the machine's fault, not the file's.
     """
     with _open(path) as image:
         try:
@@ -57,6 +74,8 @@ def read_rgb(path: Path) -> Rgb:
         except ImageError:
             raise
         except Exception as error:  # decoders meet damage with whatever exception they like
+            if is_passing(error):
+                raise
             raise ImageError(f"{path} can't be decoded ({error}); replace the file") from error
 
 
@@ -65,13 +84,23 @@ def image_size(path: Path) -> tuple[int, int]:
 
     Raises:
         ImageError: the header can't be read; the message names the file.
+        OSError, MemoryError: as for `read_rgb`.
     """
     with _open(path) as image:
         try:
             width, height = image.size
             return (width, height) if _is_turned(image, path) else (height, width)
         except Exception as error:  # as above
+            if is_passing(error):
+                raise
             raise ImageError(f"{path} has damaged EXIF data ({error}); replace it") from error
+
+
+def is_passing(error: Exception) -> bool:
+    """Whether an error of reading is the machine's, not the file's: it may be gone next time."""
+    if isinstance(error, OSError):
+        return error.errno not in _FAULTS_OF_FILES
+    return isinstance(error, MemoryError)
 
 
 def write_png(path: Path, rgb: Rgb) -> None:
@@ -98,6 +127,8 @@ def _open(path: Path) -> Image.Image:
     except ImageError:
         raise
     except Exception as error:  # as in read_rgb
+        if is_passing(error):
+            raise
         raise ImageError(f"{path} can't be opened ({error})") from error
     width, height = image.size
     if width * height > MAX_PIXELS:

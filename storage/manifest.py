@@ -26,6 +26,9 @@ FORMAT_VERSION = 1
 
 Json = dict[str, Any]
 
+Inputs = tuple[int | str, ...]
+"""Sizes and digests of the files that an image was made of; they tell a changed file."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
@@ -73,8 +76,9 @@ class Receipt:
     """Bytes of the shard's files."""
     digests: Mapping[str, str]
     """Hex SHA-256 of every file of the shard, by path below the shard's folder."""
-    inputs: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    """Bytes of the degraded and the clean file of each key, quarantined ones included."""
+    inputs: Mapping[str, Inputs] = field(default_factory=dict)
+    """Bytes of the degraded and the clean file of each key, quarantined ones included; of
+    imported masks also the bytes of their files and the hex SHA-256 of their listing."""
     quarantined: Mapping[str, str] = field(default_factory=dict)
     """Reason for each image that could not be used."""
 
@@ -102,7 +106,7 @@ class Receipt:
                 num_masks=tuple(map(int, record["num_masks"])),
                 stored_bytes=int(record["stored_bytes"]),
                 digests={str(k): str(v) for k, v in record["digests"].items()},
-                inputs={str(k): (int(a), int(b)) for k, (a, b) in record["inputs"].items()},
+                inputs={str(k): _inputs(values) for k, values in record["inputs"].items()},
                 quarantined={str(k): str(v) for k, v in record["quarantined"].items()},
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -212,6 +216,10 @@ def digests_of(folder: Path) -> tuple[dict[str, str], int]:
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     digests = {file.relative_to(folder).as_posix(): sha256_of(file) for file in files}
     return digests, sum(file.stat().st_size for file in files)
+
+
+def _inputs(values: list[Any]) -> Inputs:
+    return tuple(value if isinstance(value, str) else int(value) for value in values)
 
 
 def _digest(value: object) -> str:

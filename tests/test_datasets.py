@@ -270,7 +270,7 @@ def test_two_layouts_at_once_ask_for_a_variant(put: Put, tmp_path: Path) -> None
 def test_unknown_names_get_the_nearest() -> None:
     with pytest.raises(UsageError, match=r"'GoPr0'; did you mean 'gopro'\?"):
         find_dataset("GoPr0", ".")
-    with pytest.raises(UsageError, match="Known are gopro, sensenoise, rain, folder"):
+    with pytest.raises(UsageError, match="Known: gopro, sensenoise, rain, folder"):
         find_dataset("kodak", ".")
 
 

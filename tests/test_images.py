@@ -1,6 +1,7 @@
 """Pictures are read as a viewer shows them, or refused with the file's name and the reason."""
 
 import contextlib
+import errno
 import io
 import struct
 import zlib
@@ -304,6 +305,42 @@ def test_any_damage_ends_in_an_image_error(tmp_path: Path, rng: np.random.Genera
             with contextlib.suppress(ImageError):
                 rgb = read_rgb(path)
                 assert image_size(path) == rgb.shape[:2]
+
+
+@pytest.mark.parametrize("read", [read_rgb, image_size])
+@pytest.mark.parametrize(
+    "passing", [MemoryError(), *(OSError(n, "no") for n in (errno.EIO, errno.EMFILE, errno.ESTALE))]
+)
+def test_what_the_machine_lacks_is_no_fault_of_the_picture(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    read: Callable[[Path], object],
+    passing: Exception,
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise passing
+
+    path = save(tmp_path / "picture.png", PIXELS)
+    for place in ("PIL.Image.open", "PIL.ImageFile.ImageFile.load", "PIL.Image.Image.getexif"):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, fail)
+            if place.endswith("load") and read is image_size:
+                continue
+            with pytest.raises(type(passing)) as told:
+                read(path)
+            assert told.value is passing
+
+
+def test_files_that_may_not_be_read_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    path = save(tmp_path / "picture.png", PIXELS)
+    monkeypatch.setattr("PIL.Image.open", refuse)
+    with pytest.raises(ImageError, match=r"picture.png can't be opened .*Permission denied"):
+        read_rgb(path)
 
 
 def test_real_pictures(shared_data: Path) -> None:

@@ -1,6 +1,7 @@
 """Ready-made masks: found again bit for bit, and any other content is a MaskFormatError."""
 
 import contextlib
+import errno
 import json
 import re
 import shutil
@@ -312,6 +313,23 @@ def test_wrong_sa1b_records_are_told(
 def test_a_missing_json_is_told(tmp_path: Path) -> None:
     with pytest.raises(MaskFormatError, match="can't be read"):
         read_sa1b(tmp_path / "none.json")
+
+
+def test_what_the_machine_lacks_is_no_fault_of_the_masks(
+    amg: Path, sa1b_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    for place in ("PIL.Image.open", "PIL.ImageFile.ImageFile.load", "pathlib.Path.open"):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, fail)
+            with pytest.raises(OSError, match="Input/output error"):
+                read_amg_folder(amg, shape=SHAPE)
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.open", fail)
+        with pytest.raises(OSError, match="Input/output error"):
+            read_sa1b(sa1b_file)
 
 
 def survives(read: Any, path: Path) -> None:  # noqa: ANN401

@@ -1,8 +1,10 @@
 """The precompute job: planning, resume with equal bytes, quarantine, losses of workers."""
 
+import errno
 import os
+import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,11 @@ from ray import cloudpickle
 from samprior.pipeline.datasets import Pair
 from samprior.pipeline.job import JobResult, MaskMaker, MasksOf, estimate, run_job
 from samprior.pipeline.makers import Segmented
-from samprior.pipeline.plan import ShardPlan, pending, plan_header, plan_shards
+from samprior.pipeline.plan import ShardPlan, input_bytes, pending, plan_header, plan_shards
+from samprior.pipeline.ray_session import ray_session
 from samprior.pipeline.segmenters import segmenter_settings
 from samprior.storage import MaskSet, MaskStore
-from samprior.storage.errors import BusyError, StoreError, UsageError
+from samprior.storage.errors import BusyError, CheckpointError, StoreError, UsageError
 from samprior.storage.images import Rgb, read_rgb, write_png
 from samprior.storage.manifest import digests_of, read_receipts
 from samprior.storage.verify import verify_store
@@ -42,6 +45,9 @@ class Halves:
     def describe(self) -> dict[str, Any]:
         return {"segmenter": "halves"}
 
+    def inputs(self, pair: Pair) -> tuple[int | str, ...]:
+        return ()
+
     def build(self) -> MasksOf:
         return self._masks_of
 
@@ -61,6 +67,31 @@ class Halves:
 HALVES = Halves()
 
 
+class Unloadable(Halves):
+    def build(self) -> MasksOf:
+        raise CheckpointError("checkpoint sam.pth is of vit_b, not vit_h; use --model vit_b")
+
+
+class DiesLoading(Halves):
+    def build(self) -> MasksOf:
+        os._exit(1)
+
+
+class KillsInTurn(Halves):
+    """Ends the process at key 4 if that process has just done key 3."""
+
+    def build(self) -> MasksOf:
+        seen: list[str] = []
+
+        def masks_of(pair: Pair, image: Rgb) -> MaskSet:
+            seen.append(pair.key)
+            if seen[-2:] == ["3", "4"]:
+                os._exit(1)
+            return self._masks_of(pair, image)
+
+        return masks_of
+
+
 @pytest.fixture
 def pairs(tmp_path: Path, rng: np.random.Generator) -> list[Pair]:
     """Seven pairs of 48x40 pictures."""
@@ -76,9 +107,8 @@ def pairs(tmp_path: Path, rng: np.random.Generator) -> list[Pair]:
 @pytest.fixture(scope="module")
 def private_ray() -> Iterator[None]:
     """One Ray instance for all tests here; starting one takes seconds."""
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=40)
-    yield
-    ray.shutdown()
+    with ray_session():
+        yield
 
 
 def run(
@@ -250,12 +280,13 @@ def test_a_full_disk_leaves_whole_shards_only(
 
 def test_pending_asks_for_what_has_no_receipt(tmp_path: Path, pairs: list[Pair]) -> None:
     plan = plan_shards(pairs, images_per_shard=3)
-    assert pending(plan, {}) == plan
+    assert pending(plan, {}, input_bytes) == plan
     run(tmp_path / "out", pairs)
     receipts = read_receipts(tmp_path / "out")
-    assert pending(plan, receipts) == []
+    assert pending(plan, receipts, input_bytes) == []
+    assert pending(plan, receipts, lambda pair: (*input_bytes(pair), "masks")) == plan
     del receipts[1]
-    assert pending(plan, receipts) == [ShardPlan(1, tuple(pairs[3:6]))]
+    assert pending(plan, receipts, input_bytes) == [ShardPlan(1, tuple(pairs[3:6]))]
 
 
 def test_the_estimate_measures_probes_and_writes_nothing(tmp_path: Path, pairs: list[Pair]) -> None:
@@ -297,14 +328,114 @@ def test_a_worker_that_dies_once_costs_nothing(tmp_path: Path, pairs: list[Pair]
 
 
 @pytest.mark.usefixtures("private_ray")
-def test_a_shard_that_always_kills_its_worker_is_given_up_and_the_others_are_written(
+def test_an_image_that_kills_its_worker_is_found_and_quarantined(
+    tmp_path: Path, pairs: list[Pair]
+) -> None:
+    out = tmp_path / "out"
+    result = run(out, pairs, Halves(die_at="4"), workers=2)
+    assert list(result.quarantined) == ["4"]
+    assert "worker process ended" in result.quarantined["4"]
+    store = MaskStore.open(out).require_complete()
+    assert store.keys == ("0", "1", "2", "3", "5", "6")
+    assert verify_store(out).ok
+    assert run(out, pairs, Halves(die_at="4"), workers=2).shards_written == 0
+
+
+@pytest.mark.usefixtures("private_ray")
+def test_the_only_image_of_a_shard_may_be_the_guilty_one(tmp_path: Path, pairs: list[Pair]) -> None:
+    result = run(tmp_path / "out", pairs, Halves(die_at="6"), workers=1)
+    assert list(result.quarantined) == ["6"]
+    assert result.num_images == 6
+
+
+@pytest.mark.usefixtures("private_ray")
+def test_a_shard_that_kills_its_worker_by_no_one_image_is_given_up_and_the_others_are_written(
     tmp_path: Path, pairs: list[Pair]
 ) -> None:
     with pytest.raises(StoreError, match=r"1 shard given up .*shard 1.*--workers 0"):
-        run(tmp_path / "out", pairs, Halves(die_at="4"), workers=2)
+        run(tmp_path / "out", pairs, KillsInTurn(), workers=1)
     assert MaskStore.open(tmp_path / "out").missing_shards == [1]
     assert verify_store(tmp_path / "out").broken == {}
     assert run(tmp_path / "out", pairs).shards_written == 1
+
+
+@pytest.mark.usefixtures("private_ray")
+def test_a_segmenter_that_can_not_be_built_is_told_before_any_shard(
+    tmp_path: Path, pairs: list[Pair]
+) -> None:
+    for workers in (0, 2):
+        with pytest.raises(CheckpointError) as told:
+            run(tmp_path / "out", pairs, Unloadable(), workers=workers)
+        assert str(told.value).startswith("checkpoint sam.pth is of vit_b")
+        assert len(str(told.value).splitlines()) == 1
+    with pytest.raises(StoreError, match="ended while it loaded the segmenter") as lost:
+        run(tmp_path / "out", pairs, DiesLoading(), workers=1)
+    assert len(str(lost.value).splitlines()) == 1
+    assert MaskStore.open(tmp_path / "out").missing_shards == [0, 1, 2]
+
+
+def test_a_ray_that_does_not_start_is_told(
+    tmp_path: Path, pairs: list[Pair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: object) -> None:
+        raise ConnectionError("no GCS\nmany more lines")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with pytest.raises(StoreError) as told:
+        run(tmp_path / "out", pairs, workers=1)
+    assert str(told.value) == "Ray can't be started or reached (no GCS); try --workers 0"
+
+
+def test_a_private_ray_leaves_nothing_below_the_home_folder(tmp_path: Path) -> None:
+    program = """
+import os, ray
+from samprior.pipeline.ray_session import ray_session
+os.environ.pop("RAY_AUTH_MODE", None)
+for _ in range(2):
+    with ray_session():
+        assert ray.get(ray.remote(lambda: os.getpid()).remote()) != os.getpid()
+    assert "RAY_AUTH_MODE" not in os.environ
+"""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    subprocess.run(
+        [sys.executable, "-c", program], env=kept | {"HOME": str(tmp_path)}, check=True, timeout=300
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("passing", "raised"),
+    [
+        (OSError(errno.EIO, "Input/output error"), OSError),
+        (OSError(errno.EMFILE, "Too many open files"), OSError),
+        (MemoryError(), StoreError),
+    ],
+)
+def test_what_the_machine_lacks_quarantines_nothing(
+    tmp_path: Path,
+    pairs: list[Pair],
+    monkeypatch: pytest.MonkeyPatch,
+    passing: Exception,
+    raised: type[Exception],
+) -> None:
+    real: Callable[..., Image.Image] = Image.open
+
+    def fail(path: Path, **options: Any) -> Image.Image:  # noqa: ANN401  # of Image.open
+        if path == pairs[4].clean:
+            raise passing
+        return real(path, **options)
+
+    out = tmp_path / "out"
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(raised) as told:
+        run(out, pairs)
+    assert len(str(told.value).splitlines()) == 1
+    assert MaskStore.open(out).missing_shards == [1, 2]
+    monkeypatch.undo()
+    result = run(out, pairs)
+    assert (result.shards_written, result.quarantined) == (2, {})
 
 
 def test_pictures_of_one_shard_may_differ_in_size(tmp_path: Path, rng: np.random.Generator) -> None:

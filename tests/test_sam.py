@@ -258,6 +258,8 @@ def test_checkpoints_of_something_else_show_where_they_differ(tmp_path: Path, sa
         ({"point_grids": [[[0.5, 0.5]]]}, "either points_per_side or point_grids"),
         ({"points_per_side": None, "point_grids": [[[2, 0]]]}, "outside 0 to 1"),
         ({"points_per_side": None, "point_grids": [[1, 0]]}, r"\(N, 2\)"),
+        ({"points_per_side": None, "point_grids": 5}, "point_grids must be a list"),
+        ({"points_per_side": None, "point_grids": "grid"}, "point_grids must be a list"),
         ({"points_per_side": None, "point_grids": [], "crop_n_layers": 0}, "1 grids"),
         ({"pred_iou_thresh": float("nan")}, "pred_iou_thresh"),
         ({"stability_score_offset": -1.0}, "stability_score_offset"),

@@ -127,6 +127,8 @@ def test_other_arrays_are_refused(image: np.ndarray) -> None:
     ("setting", "message"),
     [
         ({"levels": ()}, "levels"),
+        ({"levels": 5}, "levels must be a list"),
+        ({"levels": "5"}, "levels must be a list"),
         ({"levels": (0, 3)}, "levels"),
         ({"levels": (5, 5)}, "increase"),
         ({"levels": (2.5,)}, "levels"),
