@@ -44,16 +44,20 @@ def progress(title: str, unit: str) -> Iterator[Advance]:
         TextColumn("{task.fields[remark]}"),
     )
     pace = _Pace()
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(title, total=None, rate="", remark="")
+    bar = Progress(*columns, console=Console(stderr=True))
+    task = bar.add_task(title, total=None, rate="", remark="")
 
-        def advance(done: int, total: int, remark: str = "") -> None:
-            rate = f"{pace.per_second(done):.2f} {unit}/s"
-            bar.update(task, completed=done, total=total, rate=rate)
-            if remark:
-                bar.update(task, remark=remark)
+    def advance(done: int, total: int, remark: str = "") -> None:
+        bar.start()  # with the first news: work that turns out not to be needed shows no bar
+        rate = f"{pace.per_second(done):.2f} {unit}/s"
+        bar.update(task, completed=done, total=total, rate=rate)
+        if remark:
+            bar.update(task, remark=remark)
 
+    try:
         yield advance
+    finally:
+        bar.stop()
 
 
 class _Pace:

@@ -202,14 +202,17 @@ class MaskSet:
         )
 
     def equals(self, other: "MaskSet") -> bool:
-        """Whether both hold the same masks in the same order with the same columns."""
+        """Whether both hold the same masks in the same order with the same columns.
+
+        NaN equals NaN: SAM's stability is 0/0 for masks that are empty at its upper threshold.
+        """
         return (
             np.array_equal(self.atoms, other.atoms)
             and np.array_equal(self.members, other.members)
             and self.columns.keys() == other.columns.keys()
             and all(
                 column.dtype == other.columns[name].dtype
-                and np.array_equal(column, other.columns[name])
+                and np.array_equal(column, other.columns[name], equal_nan=column.dtype.kind == "f")
                 for name, column in self.columns.items()
             )
         )

@@ -20,6 +20,7 @@ from samprior.pipeline.job import JobResult, MaskMaker, MasksOf, estimate, run_j
 from samprior.pipeline.makers import Segmented
 from samprior.pipeline.plan import ShardPlan, input_bytes, pending, plan_header, plan_shards
 from samprior.pipeline.ray_session import ray_session
+from samprior.pipeline.sam import random_sam
 from samprior.pipeline.segmenters import segmenter_settings
 from samprior.storage import MaskSet, MaskStore
 from samprior.storage.errors import BusyError, CheckpointError, StoreError, UsageError
@@ -297,6 +298,27 @@ def test_the_estimate_measures_probes_and_writes_nothing(tmp_path: Path, pairs: 
     assert guess.seconds_per_image > 0
     assert guess.bytes_per_image > 40 * 48 * 3 * 2
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_official_sam_s_masks_end_in_the_store(tmp_path: Path, pairs: list[Pair]) -> None:
+    """The package's own classes and generator, with few random weights."""
+    settings = segmenter_settings(
+        "sam",
+        model=random_sam(0),
+        points_per_side=4,
+        pred_iou_thresh=-10.0,
+        stability_score_thresh=0.0,
+    )
+    run(tmp_path / "out", pairs[:4], Segmented(settings))
+    segment = settings.build()
+    store = MaskStore.open(tmp_path / "out")
+    assert store.header.made_of["segmenter"]["engine"] == "official"
+    assert sum(len(record.masks) for record in store) > 4
+    for record, pair in zip(store, pairs[:4], strict=True):
+        masks = segment(read_rgb(pair.clean))
+        assert np.array_equal(record.masks.to_masks(), masks.to_masks())
+        for name in ("predicted_iou", "stability", "point"):
+            assert np.array_equal(record.masks.columns[name], masks.columns[name], equal_nan=True)
 
 
 @pytest.mark.usefixtures("private_ray")
