@@ -109,7 +109,7 @@ def _limit(limit: object) -> str:
             return f"below {_number(high)}"
         case MultipleOf(multiple_of=step):
             return f"a multiple of {_number(step)}"
-    raise NotImplementedError(f"no words for the limit {limit!r}")
+    raise AssertionError(f"no words for the limit {limit!r}")
 
 
 def _number(value: Any) -> str:  # noqa: ANN401  # what a limit compares with

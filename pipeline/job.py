@@ -46,7 +46,6 @@ class JobResult:
     quarantined: dict[str, str] = field(default_factory=dict)
     """Reason for each image that could not be used, this run and before."""
     stored_bytes: int = 0
-    elapsed_s: float = 0.0
 
 
 def run_job(
@@ -76,7 +75,6 @@ def run_job(
         StoreError: `out` holds something else, or shards were given up.
         BusyError: another job writes to it.
     """
-    started = time.monotonic()
     _refuse_strangers(out)
     with only_writer(out):
         _claim(out, header)
@@ -97,7 +95,6 @@ def run_job(
         num_shards=len(plan),
         quarantined={k: v for r in receipts.values() for k, v in r.quarantined.items()},
         stored_bytes=sum(receipt.stored_bytes for receipt in receipts.values()),
-        elapsed_s=time.monotonic() - started,
     )
 
 

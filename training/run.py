@@ -79,7 +79,7 @@ def train(config: TrainConfig, *, progress: Progress | None = None) -> RunResult
     network, teacher = build_networks(config)
     if config.network.init is not None:
         load_strictly(network, _initial_weights(config.network.init), config.network.init)
-    records = {name: _record(config, store, name) for name in STAGES_OF_MODE[config.mode]}
+    records = _records(config, store)
     _refuse_other_settings(config.out, records)
     # Before the first stage: a run must not end after days for want of a download.
     distils = "distill" in STAGES_OF_MODE[config.mode]
@@ -95,7 +95,7 @@ def train(config: TrainConfig, *, progress: Progress | None = None) -> RunResult
             results[name] = run_stage(
                 stage, config, store, validation, device, record=record, progress=progress
             )
-            # Not compared on resume: its name tells of a file that may be renamed, see `_record`.
+            # Not compared on resume: its name tells of a file that may be renamed, see `_identity`.
             record["analyzer"] = stage.analyzer
             weights = stage.learns.state_dict()
             save_checkpoint(_model_file(config, name), weights, _model_record(record, stage))
@@ -174,20 +174,28 @@ def _initial_weights(file: Path) -> dict[str, torch.Tensor]:
     return load_checkpoint(file)[0] if file.suffix == ".safetensors" else read_official(file)
 
 
-def _record(config: TrainConfig, store: MaskStore, stage: str) -> dict[str, Any]:
-    """What the checkpoints of a stage say about how they were made."""
-    identity = config.identity(stage)
-    if config.network.init is not None:
-        identity["network"]["init"] = sha256_of(config.network.init)
-    if stage == "distill":
-        identity["loss"]["analyzer_weights"] = _analyzer_digest(config)
-    return {
-        "stage": stage,
-        "config": identity,
+def _records(config: TrainConfig, store: MaskStore) -> dict[str, dict[str, Any]]:
+    """What the checkpoints of each stage say about how they were made."""
+    init = config.network.init
+    init_sha256 = sha256_of(init) if init is not None else None
+    of_store = {
         "masks": dict(store.header.made_of),
         "store_fingerprint": store.fingerprint,
         "store_sha256": content_digest(store),
     }
+    return {
+        stage: {"stage": stage, "config": _identity(config, stage, init_sha256), **of_store}
+        for stage in STAGES_OF_MODE[config.mode]
+    }
+
+
+def _identity(config: TrainConfig, stage: str, init_sha256: str | None) -> dict[str, Any]:
+    """The settings of a stage, with files of weights known by content instead of by path."""
+    identity = config.identity(stage)
+    identity["network"]["init"] = init_sha256
+    if stage == "distill":
+        identity["loss"]["analyzer_weights"] = _analyzer_digest(config)
+    return identity
 
 
 def _analyzer_digest(config: TrainConfig) -> str | None:

@@ -14,33 +14,15 @@ from torch.nn import functional as F
 
 from samprior.storage.errors import UsageError
 
+_GOPRO = {"enc_blocks": (1, 1, 1, 28), "middle_blocks": 1, "dec_blocks": (1, 1, 1, 1)}
+_SIDD = {"enc_blocks": (2, 2, 4, 8), "middle_blocks": 12, "dec_blocks": (2, 2, 2, 2)}
+
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    # 17.11 and 67.89 million parameters
-    "gopro_w32": {
-        "width": 32,
-        "enc_blocks": (1, 1, 1, 28),
-        "middle_blocks": 1,
-        "dec_blocks": (1, 1, 1, 1),
-    },
-    "gopro_w64": {
-        "width": 64,
-        "enc_blocks": (1, 1, 1, 28),
-        "middle_blocks": 1,
-        "dec_blocks": (1, 1, 1, 1),
-    },
-    # 29.16 and 115.98 million parameters
-    "sidd_w32": {
-        "width": 32,
-        "enc_blocks": (2, 2, 4, 8),
-        "middle_blocks": 12,
-        "dec_blocks": (2, 2, 2, 2),
-    },
-    "sidd_w64": {
-        "width": 64,
-        "enc_blocks": (2, 2, 4, 8),
-        "middle_blocks": 12,
-        "dec_blocks": (2, 2, 2, 2),
-    },
+    # 17.11, 67.89, 29.16 and 115.98 million parameters
+    "gopro_w32": {"width": 32, **_GOPRO},
+    "gopro_w64": {"width": 64, **_GOPRO},
+    "sidd_w32": {"width": 32, **_SIDD},
+    "sidd_w64": {"width": 64, **_SIDD},
     # Ours, not the authors': 319,475 parameters, for tests and demonstrations on a CPU.
     "tiny": {"width": 16, "enc_blocks": (1, 1, 2), "middle_blocks": 1, "dec_blocks": (1, 1, 1)},
 }
