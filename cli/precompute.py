@@ -1,7 +1,7 @@
 """`samprior precompute`: segment a dataset once and keep the masks."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 @click.option("--model", help="vit_h, vit_l or vit_b.  [default: vit_h]")
 @click.option("--checkpoint", type=PathOption, help="SAM's .pth file; else it is downloaded.")
 @click.option("--device", help="Where SAM runs; default: a GPU where there is one.")
+@click.option("--engine", help="fast or official (the reference).  [default: fast]")
+@click.option("--precision", help="float32, bfloat16 or float16.  [default: float32]")
 @click.option(
     "--source",
     type=click.Choice(["clean", "degraded"]),
@@ -52,6 +54,8 @@ def command(  # one argument per option
     model: str | None,
     checkpoint: Path | None,
     device: str | None,
+    engine: str | None,
+    precision: str | None,
     source: Literal["clean", "degraded"],
     settings: tuple[str, ...],
     images_per_shard: int,
@@ -73,7 +77,14 @@ def command(  # one argument per option
     from samprior.pipeline.precompute import precompute
 
     found = open_dataset(dataset, root, split, variant, degraded_pattern, clean_pattern)
-    maker = _maker(segmenter, settings, model, checkpoint, device)
+    sam = {
+        "model": model,
+        "checkpoint": checkpoint,
+        "device": device,
+        "engine": engine,
+        "precision": precision,
+    }
+    maker = _maker(segmenter, settings, {name: given for name, given in sam.items() if given})
     if dry_run:
         _dry_run(found, maker, source, images_per_shard)
         return
@@ -90,27 +101,19 @@ def command(  # one argument per option
     report(result, out, allow_quarantine=allow_quarantine)
 
 
-def _maker(
-    segmenter: str,
-    settings: tuple[str, ...],
-    model: str | None,
-    checkpoint: Path | None,
-    device: str | None,
-) -> "Segmented":
+def _maker(segmenter: str, settings: tuple[str, ...], sam: dict[str, Any]) -> "Segmented":
+    """The maker of masks; `sam` has the options for SAM that were given."""
     from samprior.pipeline.makers import segmenter_maker
     from samprior.storage.errors import UsageError
 
-    if segmenter != "sam" and (model or checkpoint or device):
-        raise UsageError(f"--model, --checkpoint and --device go with SAM, not with {segmenter}")
-    model = model or "vit_h"
-    with progress(f"downloading {model}", "byte") as download:
+    if segmenter != "sam" and sam:
+        raise UsageError(f"--{next(iter(sam))} goes with SAM, not with {segmenter}")
+    with progress(f"downloading {sam.get('model', 'vit_h')}", "byte") as download:
         return segmenter_maker(
             segmenter,
             settings=settings,
-            model=model,
-            checkpoint=checkpoint,
-            device=device,
             progress=lambda done, total: download(done, total or done),
+            **sam,
         )
 
 

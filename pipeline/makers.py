@@ -2,7 +2,7 @@
 
 import os
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,11 @@ from samprior.pipeline.checkpoints import fetch_checkpoint
 from samprior.pipeline.checks import check_int
 from samprior.pipeline.datasets import Pair, keyed_pairs
 from samprior.pipeline.sam_segmenter import SamSettings
-from samprior.pipeline.segmenters import SegmenterSettings, segmenter_settings
+from samprior.pipeline.segmenters import (
+    BatchSegmenter,
+    SegmenterSettings,
+    segmenter_settings,
+)
 from samprior.pipeline.worker import MaskMaker, MasksOf
 from samprior.storage.errors import LayoutError, UsageError
 from samprior.storage.files import sha256_of
@@ -37,7 +41,29 @@ class Segmented:
     def build(self) -> MasksOf:
         """Load the segmenter."""
         segment = self.settings.build()
+        if isinstance(segment, BatchSegmenter):
+            return _InBatches(segment)
         return lambda _, image: segment(image)
+
+
+@dataclass(frozen=True)
+class _InBatches:
+    """A batch segmenter as a `ManyMasksOf`."""
+
+    segment: BatchSegmenter
+
+    @property
+    def images_at_once(self) -> int:
+        return self.segment.images_at_once
+
+    def __call__(self, pair: Pair, image: Rgb) -> MaskSet:
+        return self.segment(image)
+
+    def many(self, pairs: Sequence[Pair], images: Sequence[Rgb]) -> Iterator[MaskSet]:
+        return self.segment.many(images)
+
+    def take_notes(self) -> tuple[str, ...]:
+        return self.segment.take_notes()
 
 
 @dataclass(frozen=True)
@@ -93,6 +119,8 @@ def segmenter_maker(
     model: str = "vit_h",
     checkpoint: Path | None = None,
     device: str | None = None,
+    engine: str = "fast",
+    precision: str = "float32",
     progress: Callable[[int, int | None], None] | None = None,
 ) -> Segmented:
     """The maker for a segmenter's name and `key=value` settings (values are TOML).
@@ -106,10 +134,17 @@ def segmenter_maker(
     values = dict(_parsed(setting) for setting in settings)
     if name != "sam":
         return Segmented(segmenter_settings(name, **values))
-    if doubled := values.keys() & {"model", "checkpoint", "device"}:
+    own = {
+        "model": model,
+        "checkpoint": checkpoint,
+        "device": device,
+        "engine": engine,
+        "precision": precision,
+    }
+    if doubled := values.keys() & own.keys():
         option = sorted(doubled)[0]
         raise UsageError(f"--set {option}=... has an option of its own: use --{option}")
-    wanted = segmenter_settings(name, model=model, checkpoint=checkpoint, device=device, **values)
+    wanted = segmenter_settings(name, **own, **values)
     if checkpoint is None:
         fetch_checkpoint(model, progress=progress)
     return Segmented(wanted)

@@ -3,11 +3,12 @@
 import numpy as np
 from segment_anything import SamAutomaticMaskGenerator
 from segment_anything.modeling import Sam
-from segment_anything.utils.amg import MaskData, generate_crop_boxes, rle_to_mask
+from segment_anything.utils.amg import MaskData, rle_to_mask
 
 from samprior.pipeline.amg_settings import AmgSettings
+from samprior.pipeline.everything.crops import plan_crops
 from samprior.storage import MaskSet
-from samprior.storage.errors import ImageError, UsageError
+from samprior.storage.errors import UsageError
 from samprior.storage.images import Rgb
 
 
@@ -50,7 +51,8 @@ class OfficialEngine:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise UsageError(f"wanted an image uint8 (H, W, 3), got {image.dtype} {image.shape}")
         height, width = image.shape[:2]
-        self._refuse_thin(height, width)
+        side = self._generator.predictor.transform.target_length
+        plan_crops((height, width), self._amg, input_side=side)  # refuses what is too thin
         records = self._generator.generate(image)
         planes = np.empty((len(records), height, width), np.bool_)
         for plane, record in zip(planes, records, strict=True):
@@ -62,19 +64,6 @@ class OfficialEngine:
             stability=np.array([record["stability_score"] for record in records], np.float32),
             point=np.array(points, np.float32).reshape(-1, 2),
         )
-
-    def _refuse_thin(self, height: int, width: int) -> None:
-        side = self._generator.predictor.transform.target_length
-        boxes, _ = generate_crop_boxes(
-            (height, width), self._amg.crop_n_layers, self._amg.crop_overlap_ratio
-        )
-        for x0, y0, x1, y1 in boxes:
-            short, long = sorted((x1 - x0, y1 - y0))
-            if short < 1 or int(short * side / long + 0.5) < 1:
-                raise ImageError(
-                    f"an image of {width}x{height} pixels leaves a crop of {x1 - x0}x{y1 - y0}, "
-                    f"too thin for SAM's input of {side}x{side}"
-                )
 
 
 class _Generator(SamAutomaticMaskGenerator):  # type: ignore[misc]

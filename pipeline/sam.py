@@ -72,24 +72,37 @@ def pick_device(device: str | None) -> str:
     return device
 
 
-def random_sam(seed: int = 0, *, image_size_px: int = 256) -> Sam:
-    """A small SAM (0.6 million parameters) with random weights, for tests and dry runs.
+def random_sam(seed: int = 0, *, model: str | None = None, image_size_px: int | None = None) -> Sam:
+    """A SAM with random weights, for tests, timings and dry runs.
 
     Its masks mean nothing, but they are of all sizes, depend on the prompt, and have scores on
     both sides of the usual thresholds. Same seed, same weights; the global random state is left
     alone.
 
+    Args:
+        seed: for the weights.
+        model: vit_h, vit_l or vit_b; None: a small one of 0.6 million parameters.
+        image_size_px: side of the small one's input, 256 by default; the others take 1024.
+
     Raises:
-        UsageError: `image_size_px` is no positive multiple of 16.
+        UsageError: an unknown model, or a side that is no positive multiple of 16 or that comes
+            with an official model.
     """
-    if image_size_px < 16 or image_size_px % 16:
+    side_px = 256 if image_size_px is None else image_size_px
+    if side_px < 16 or side_px % 16:
         raise UsageError(f"image_size_px must be a multiple of 16, got {image_size_px}")
+    if model is not None:
+        check_choice("SAM model", model, SHAPES.values())
+        if image_size_px is not None:
+            raise UsageError(f"image_size_px is for the small model; {model} takes 1024")
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed would reseed the accelerators too, which fork_rng doesn't put back.
         torch.default_generator.manual_seed(seed)
-        sam = _small_sam(image_size_px).eval()
+        sam = _small_sam(side_px) if model is None else sam_model_registry[model](checkpoint=None)
+        sam = sam.eval()
         with torch.no_grad():
-            _spread_outputs(sam)
+            # At full size 64 prompts would take as long as all that a test does with the model.
+            _spread_outputs(sam, num_prompts=64 if model is None else 16)
     return sam
 
 
@@ -197,7 +210,7 @@ def _small_sam(image_size_px: int) -> Sam:
     )
 
 
-def _spread_outputs(sam: Sam) -> None:
+def _spread_outputs(sam: Sam, *, num_prompts: int) -> None:
     """Give the last layers a scale and an offset that make masks differ between prompts.
 
     With default initialisation all prompts give nearly the same mask, of logits near 0. So the
@@ -212,14 +225,17 @@ def _spread_outputs(sam: Sam) -> None:
         layer.weight.copy_(4.0 * mean + 0.4 * layer.weight)
     heads = [mlp.layers[-1] for mlp in decoder.output_hypernetworks_mlps]
     iou_head = decoder.iou_prediction_head.layers[-1]
-    seen = _outputs_of_random_prompts(sam, [*heads, iou_head, decoder.output_upscaling])
+    modules = [*heads, iou_head, decoder.output_upscaling]
+    seen = _outputs_of_random_prompts(sam, modules, num_prompts)
     logit_scale = 6.0 / float(seen[decoder.output_upscaling].std())
     for head in heads:
         _standardise(head, seen[head], mean=0.0, std=logit_scale)
     _standardise(iou_head, seen[iou_head], mean=0.88, std=0.2)
 
 
-def _outputs_of_random_prompts(sam: Sam, modules: list[nn.Module]) -> dict[nn.Module, torch.Tensor]:
+def _outputs_of_random_prompts(
+    sam: Sam, modules: list[nn.Module], num_prompts: int
+) -> dict[nn.Module, torch.Tensor]:
     seen: dict[nn.Module, torch.Tensor] = {}
 
     def note(module: nn.Module, _: object, output: torch.Tensor) -> None:
@@ -228,8 +244,10 @@ def _outputs_of_random_prompts(sam: Sam, modules: list[nn.Module]) -> dict[nn.Mo
     hooks = [module.register_forward_hook(note) for module in modules]
     side = sam.image_encoder.img_size
     image = F.interpolate(torch.rand(1, 3, 8, 8) * 255, (side, side), mode="bicubic")
-    points = torch.rand(64, 1, 2) * side
-    sparse, dense = sam.prompt_encoder(points=(points, torch.ones(64, 1)), boxes=None, masks=None)
+    points = torch.rand(num_prompts, 1, 2) * side
+    sparse, dense = sam.prompt_encoder(
+        points=(points, torch.ones(num_prompts, 1)), boxes=None, masks=None
+    )
     sam.mask_decoder(
         image_embeddings=sam.image_encoder(sam.preprocess(image)),
         image_pe=sam.prompt_encoder.get_dense_pe(),

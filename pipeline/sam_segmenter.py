@@ -4,6 +4,7 @@ Light to import: torch and segment-anything are imported when a model is built.
 """
 
 import hashlib
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from samprior.pipeline.amg_settings import AmgSettings
 from samprior.pipeline.checkpoints import CHECKPOINTS, checkpoint_digest, fetch_checkpoint
+from samprior.pipeline.checks import check_int
 from samprior.storage.choices import check_choice
 from samprior.storage.errors import UsageError
 
@@ -20,13 +22,36 @@ if TYPE_CHECKING:
     from samprior.pipeline.segmenters import Segmenter
 
 
-def _official(sam: "Sam", amg: AmgSettings) -> "Segmenter":
+def _official(sam: "Sam", settings: "SamSettings") -> "Segmenter":
     from samprior.pipeline.official_engine import OfficialEngine
 
-    return OfficialEngine(sam, amg)
+    return OfficialEngine(sam, settings.amg)
 
 
-ENGINES: dict[str, Callable[["Sam", AmgSettings], "Segmenter"]] = {"official": _official}
+def _fast(sam: "Sam", settings: "SamSettings") -> "Segmenter":
+    from samprior.pipeline.everything.engine import EverythingEngine
+
+    at_once = settings.images_at_once
+    if at_once is None:
+        at_once = 1 if sam.device.type == "cpu" else GPU_IMAGES
+    return EverythingEngine(
+        sam,
+        settings.amg,
+        precision=settings.precision,
+        images_at_once=at_once,
+        compile=settings.compile,
+    )
+
+
+PRECISIONS = ("float32", "bfloat16", "float16")
+
+GPU_IMAGES = 4
+"""Encoder inputs per batch on a GPU by default; a batch that doesn't fit is halved."""
+
+ENGINES: dict[str, Callable[["Sam", "SamSettings"], "Segmenter"]] = {
+    "fast": _fast,
+    "official": _official,
+}
 """What turns a SAM and settings into a segmenter, by the name that `--engine` takes."""
 
 
@@ -35,7 +60,8 @@ class SamSettings:
     """Settings of the `sam` segmenter; picklable, so workers can build it themselves.
 
     Raises:
-        UsageError: an unknown model or engine, or a checkpoint beside a model object.
+        UsageError: an unknown model, engine or precision, settings that the engine has not, or a
+            checkpoint beside a model object.
     """
 
     model: "str | Sam" = "vit_h"
@@ -47,14 +73,28 @@ class SamSettings:
     device: str | None = None
     """torch device such as "cuda:0"; None: the accelerator if there is one, else the CPU."""
 
-    engine: str = "official"
-    """A key of ENGINES."""
+    engine: str = "fast"
+    """fast, or official: the official generator, the reference for the other."""
+
+    precision: str = "float32"
+    """float32, or bfloat16 or float16 in the fast engine's encoder: masks change a little."""
+
+    images_at_once: int | None = None
+    """Pictures and crops that the fast engine encodes together; None: 1 on the CPU, else 4."""
+
+    compile: bool = False
+    """Let torch compile the fast engine's encoder, which takes minutes at the start."""
 
     amg: AmgSettings = field(default_factory=AmgSettings)
     """Settings of "segment everything"."""
 
     def __post_init__(self) -> None:
         check_choice("engine", self.engine, ENGINES)
+        check_choice("precision", self.precision, PRECISIONS)
+        if self.images_at_once is not None:
+            check_int("images_at_once", self.images_at_once, 1)
+        if self.engine == "official":
+            self._check_official()
         if isinstance(self.model, str):
             check_choice("SAM model", self.model, CHECKPOINTS)
         elif self.checkpoint is not None or self.device is not None:
@@ -64,6 +104,16 @@ class SamSettings:
             )
         if self.checkpoint is not None:
             object.__setattr__(self, "checkpoint", Path(self.checkpoint))
+
+    def _check_official(self) -> None:
+        for name in ("precision", "images_at_once", "compile"):
+            if getattr(self, name) != getattr(SamSettings, name):
+                raise UsageError(f"{name} is a setting of engine=fast; the official one has none")
+        if self.amg.min_mask_region_area and importlib.util.find_spec("cv2") is None:
+            raise UsageError(
+                f"min_mask_region_area={self.amg.min_mask_region_area} with engine=official needs "
+                "OpenCV; pip install opencv-python-headless, or use engine=fast, which doesn't"
+            )
 
     def checkpoint_file(self) -> Path:
         """The checkpoint of a named model; the official one is downloaded if it isn't cached.
@@ -77,7 +127,8 @@ class SamSettings:
     def describe(self) -> dict[str, object]:
         """What determines the masks, as JSON, with the SHA-256 of the weights.
 
-        The device is left out: it changes a score by rounding, and a run may go on elsewhere.
+        The device and the sizes of batches are left out: they change a score by rounding, and a
+        run may go on elsewhere.
 
         Raises:
             CheckpointError: the checkpoint can't be read or downloaded.
@@ -93,6 +144,7 @@ class SamSettings:
             "segmenter": "sam",
             "algorithm": 1,
             "engine": self.engine,
+            "precision": self.precision,
             **weights,
             "amg": self.amg.describe(),
         }
@@ -104,7 +156,7 @@ class SamSettings:
             CheckpointError: the checkpoint is missing, damaged or of another model.
             UsageError: there is no such device.
         """
-        return ENGINES[self.engine](self._load(), self.amg)
+        return ENGINES[self.engine](self._load(), self)
 
     def _load(self) -> "Sam":
         if not isinstance(self.model, str):

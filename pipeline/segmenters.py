@@ -4,9 +4,9 @@
 loads it. Light to import: torch, segment-anything and scikit-image come in with `build`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from samprior.pipeline.amg_settings import AmgSettings
 from samprior.pipeline.sam_segmenter import SamSettings
@@ -21,6 +21,27 @@ class Segmenter(Protocol):
 
     def __call__(self, image: Rgb, /) -> MaskSet:
         """Masks of uint8 (H, W, 3); none at all is a valid result."""
+        ...
+
+
+@runtime_checkable
+class BatchSegmenter(Protocol):
+    """A `Segmenter` that works faster on several pictures at once."""
+
+    @property
+    def images_at_once(self) -> int:
+        """How many pictures it wants at a time."""
+
+    def __call__(self, image: Rgb, /) -> MaskSet:
+        """Masks of one picture."""
+        ...
+
+    def many(self, images: Sequence[Rgb], /) -> Iterator[MaskSet]:
+        """Masks of each picture, in order."""
+        ...
+
+    def take_notes(self) -> tuple[str, ...]:
+        """What was out of the ordinary since the last call; it enters the shard's receipt."""
         ...
 
 
@@ -39,7 +60,7 @@ class SegmenterSettings(Protocol):
 def segmenter_settings(name: str, **settings: Any) -> SegmenterSettings:  # noqa: ANN401
     """Check a segmenter's settings without loading anything.
 
-    "sam" takes the fields of `SamSettings` (model, checkpoint, device, engine) and, beside
+    "sam" takes the fields of `SamSettings` (model, checkpoint, device, engine, ...) and, beside
     them, those of `AmgSettings`; "superpixel" takes those of `SuperpixelSettings`.
 
     Raises:

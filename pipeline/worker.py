@@ -4,9 +4,11 @@ The same class lives in a Ray actor or, with `workers=0`, in the process of the 
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from samprior.pipeline.datasets import Pair
 from samprior.pipeline.plan import ShardPlan, Source, input_bytes
@@ -16,8 +18,28 @@ from samprior.storage.manifest import Inputs, Receipt
 from samprior.storage.masks import MaskSet
 from samprior.storage.writer import Record, write_shard
 
+T = TypeVar("T")
+
 MasksOf = Callable[[Pair, Rgb], MaskSet]
 """Masks of a pair, given the picture that is to be segmented."""
+
+
+@runtime_checkable
+class ManyMasksOf(Protocol):
+    """A `MasksOf` that works faster on several pictures at once."""
+
+    @property
+    def images_at_once(self) -> int:
+        """How many pictures it wants at a time; a shard may end with fewer."""
+
+    def __call__(self, pair: Pair, image: Rgb, /) -> MaskSet:
+        """Masks of one picture."""
+
+    def many(self, pairs: Sequence[Pair], images: Sequence[Rgb]) -> Iterator[MaskSet]:
+        """Masks of each picture, in order."""
+
+    def take_notes(self) -> tuple[str, ...]:
+        """What there is to say about the work since the last call, for the receipt."""
 
 
 class MaskMaker(Protocol):
@@ -85,17 +107,17 @@ class ShardWorker:
         self.load()
         records = []
         quarantined = dict(skip or {})
-        self.images_done = 0
-        for pair in shard.pairs:
-            if pair.key not in quarantined:
-                made = self._try(pair)
+        self.images_done = len(quarantined)
+        wanted = [pair for pair in shard.pairs if pair.key not in quarantined]
+        for start in range(0, len(wanted), self._images_at_once):
+            for pair, made in self._made(wanted[start : start + self._images_at_once]):
                 if isinstance(made, Record):
                     records.append(made)
                 else:
                     quarantined[pair.key] = made
-            self.images_done += 1
-            if self.on_image:
-                self.on_image()
+                self.images_done += 1
+                if self.on_image:
+                    self.on_image()
         return write_shard(
             self.root,
             shard.shard,
@@ -103,33 +125,36 @@ class ShardWorker:
             paired=self.paired,
             inputs={pair.key: inputs_of(self.maker, pair) for pair in shard.pairs},
             quarantined=quarantined,
+            notes=self.masks_of.take_notes() if isinstance(self.masks_of, ManyMasksOf) else (),
         )
 
     def probe(self, pair: Pair) -> None:
         """Segment one image and store nothing: whether it kills this process."""
         self.load()
-        self._try(pair)
+        list(self._made([pair]))
 
-    def _try(self, pair: Pair) -> Record | str:
-        """The pair's record, or why it can't be used.
+    @property
+    def _images_at_once(self) -> int:
+        return self.masks_of.images_at_once if isinstance(self.masks_of, ManyMasksOf) else 1
+
+    def _made(self, pairs: Sequence[Pair]) -> Iterator[tuple[Pair, Record | str]]:
+        """Each pair with its record, or with the reason why it can't be used.
 
         Raises:
-            OSError, StoreError: the disk, the network or the memory failed, not the image.
+            OSError, StoreError: the disk, the network or the memory failed, not an image.
         """
-        try:
-            return self._record(pair)
-        except Exception as error:
-            # What the machine lacks at the moment says nothing against the image.
-            if isinstance(error, OSError):
-                raise
-            if _is_out_of_memory(error):
-                raise StoreError(
-                    f"out of memory at {pair.key}; finished shards are kept. Run again with fewer "
-                    "--workers, or where there is more"
-                ) from error
-            return _reason(error)
+        read = [(pair, _tried(pair, partial(self._pictures, pair))) for pair in pairs]
+        whole = [(pair, pictures) for pair, pictures in read if not isinstance(pictures, str)]
+        masks = iter(self._masks(whole))
+        for pair, pictures in read:
+            if isinstance(pictures, str):
+                yield pair, pictures
+                continue
+            made = next(masks)
+            yield pair, made if isinstance(made, str) else Record(pair.key, *pictures, made)
 
-    def _record(self, pair: Pair) -> Record:
+    def _pictures(self, pair: Pair) -> tuple[Rgb, Rgb]:
+        """The degraded and the clean picture; the clean one twice where there is no other."""
         clean = read_rgb(pair.clean)
         degraded = read_rgb(pair.degraded) if self.paired else clean
         if degraded.shape != clean.shape:
@@ -137,9 +162,42 @@ class ShardWorker:
                 f"{pair.degraded} is {degraded.shape[1]}x{degraded.shape[0]}, {pair.clean} is "
                 f"{clean.shape[1]}x{clean.shape[0]}; a pair must be of one size"
             )
-        assert self.masks_of is not None
-        masks = self.masks_of(pair, clean if self.source == "clean" else degraded)
-        return Record(key=pair.key, degraded=degraded, clean=clean, masks=masks)
+        return degraded, clean
+
+    def _masks(self, read: Sequence[tuple[Pair, tuple[Rgb, Rgb]]]) -> Sequence[MaskSet | str]:
+        """Masks of each pair's source picture, or why there are none."""
+        masks_of = self.masks_of
+        assert masks_of is not None
+        sources = [clean if self.source == "clean" else degraded for _, (degraded, clean) in read]
+        pairs = [pair for pair, _ in read]
+        if isinstance(masks_of, ManyMasksOf) and len(pairs) > 1:
+            # If one picture fails all are done again one by one, which tells the one.
+            with suppress(Exception):
+                return list(masks_of.many(pairs, sources))
+        return [
+            _tried(pair, partial(masks_of, pair, image))
+            for pair, image in zip(pairs, sources, strict=True)
+        ]
+
+
+def _tried(pair: Pair, work: Callable[[], T]) -> T | str:
+    """What the work gives, or why the pair can't be used.
+
+    Raises:
+        OSError, StoreError: the disk, the network or the memory failed, not the image.
+    """
+    try:
+        return work()
+    except Exception as error:
+        # What the machine lacks at the moment says nothing against the image.
+        if isinstance(error, OSError):
+            raise
+        if _is_out_of_memory(error):
+            raise StoreError(
+                f"out of memory at {pair.key}; finished shards are kept. Run again with fewer "
+                "--workers, or where there is more"
+            ) from error
+        return _reason(error)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -81,6 +81,8 @@ class Receipt:
     imported masks also the bytes of their files and the hex SHA-256 of their listing."""
     quarantined: Mapping[str, str] = field(default_factory=dict)
     """Reason for each image that could not be used."""
+    notes: tuple[str, ...] = ()
+    """What was out of the ordinary, such as a smaller batch for want of memory."""
 
     def to_json(self) -> bytes:
         """The receipt as a small readable JSON file that holds its own digest."""
@@ -108,6 +110,7 @@ class Receipt:
                 digests={str(k): str(v) for k, v in record["digests"].items()},
                 inputs={str(k): _inputs(values) for k, values in record["inputs"].items()},
                 quarantined={str(k): str(v) for k, v in record["quarantined"].items()},
+                notes=tuple(map(str, record.get("notes", ()))),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise StoreError(

@@ -79,6 +79,35 @@ class MaskSet:
         )
 
     @classmethod
+    def from_labels(
+        cls,
+        labels: npt.NDArray[np.integer],
+        members: Bools,
+        columns: Mapping[str, npt.ArrayLike],
+    ) -> Self:
+        """Make a set of regions in any numbering: the same as `from_masks` of their masks.
+
+        `labels` (H, W) holds numbers below L, `members` is boolean (L, K): which masks hold the
+        pixels of each label. Labels may be unused, or equal in their membership.
+
+        Raises:
+            UsageError: labels that `members` has no row for, or a column of another length.
+        """
+        if labels.ndim != 2 or members.ndim != 2 or members.dtype != np.bool_:
+            raise UsageError(
+                "from_labels takes labels (H, W) and boolean members (L, K), got "
+                f"{labels.shape} and {members.dtype} {members.shape}"
+            )
+        if labels.size and not 0 <= int(labels.min()) <= int(labels.max()) < len(members):
+            raise UsageError(
+                f"labels must be 0 to {len(members) - 1}, a row of members each, got "
+                f"{labels.min()} to {labels.max()}"
+            )
+        return cls._canonical(
+            labels, members, {name: np.asarray(column) for name, column in columns.items()}
+        )
+
+    @classmethod
     def _canonical(
         cls,
         labels: npt.NDArray[np.integer],

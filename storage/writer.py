@@ -57,6 +57,7 @@ def write_shard(
     paired: bool,
     inputs: Mapping[str, Inputs] | None = None,
     quarantined: Mapping[str, str] | None = None,
+    notes: Sequence[str] = (),
 ) -> Receipt:
     """Write a shard, whole or not at all, and then its receipt, from which on it counts.
 
@@ -83,6 +84,7 @@ def write_shard(
         digests=digests,
         inputs=dict(inputs or {}),
         quarantined=dict(quarantined or {}),
+        notes=tuple(notes),
     )
     write_receipt(root, receipt)
     return receipt

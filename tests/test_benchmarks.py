@@ -15,7 +15,8 @@ from click.testing import CliRunner, Result
 from samprior.storage import MaskStore
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
-NAMES = ("measure", "masks", "distillation_cost")
+NAMES = ("measure", "masks", "distillation_cost", "scenes", "sides", "outputs", "everything")
+TINY_SAM = ("--model", "tiny", "--points-per-side", "4", "--size", "160", "90")
 
 
 @pytest.fixture
@@ -39,9 +40,12 @@ def run(script: ModuleType, *arguments: str) -> Result:
     return result
 
 
+# pycocotools' compiled part converts arrays in a way that NumPy 2 warns of.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize(
     ("name", "arguments", "num_rows"),
     [
+        ("everything", (*TINY_SAM, "--only", "decoder", "--only", "rest", "--only", "whole"), 5),
         ("masks", ("--crop-px", "32", "--crops-per-image", "1"), 3),
         ("distillation_cost", ("--crop-px", "16", "--batch-size", "1", "--device", "cpu"), 2),
     ],
@@ -78,6 +82,55 @@ def test_both_sides_read_the_same_masks(
         np.testing.assert_array_equal(ours, theirs)
         num_met += len(ours)
     assert num_met > 0
+
+
+def test_both_engines_keep_the_same_masks_of_a_scene(benchmarks: dict[str, ModuleType]) -> None:
+    run(benchmarks["everything"], *TINY_SAM, "--runs", "1", "--only", "post")
+    record = json.loads((benchmarks["measure"].RESULTS / "everything.json").read_text())
+    masks = record["masks"]
+    assert masks["candidates"] == 4 * 4 * 3
+    assert masks["candidates"] > masks["above_predicted_iou"] > masks["and_stable"] > 1
+    assert masks["kept_by_official"] == masks["kept_by_samprior"] > 1
+    assert masks["same_masks_in_order"]
+    assert (masks["pixels_compared"], masks["pixels_different"]) == (
+        masks["kept_by_official"] * 160 * 90,
+        0,
+    )
+
+
+def test_without_a_scene_both_engines_get_what_the_network_says(
+    benchmarks: dict[str, ModuleType],
+) -> None:
+    bench = tiny_bench(benchmarks).with_network_outputs()
+    masks = benchmarks["outputs"].compare_masks(bench.without_encoder().without_decoder())
+    assert masks["kept_by_official"] > 0
+    assert masks["same_masks_in_order"]
+    assert masks["pixels_different"] == 0
+
+
+def test_an_engine_agrees_with_itself(benchmarks: dict[str, ModuleType]) -> None:
+    told = benchmarks["outputs"].agreement(tiny_bench(benchmarks), {"precision": "float32"})
+    assert told["masks"] == told["masks_in_float32"] > 0
+    assert (told["share_above_iou_0.9"], told["mean_iou"]) == (1, 1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_peak_memory_counts_what_was_given_back(benchmarks: dict[str, ModuleType]) -> None:
+    start, peak = benchmarks["measure"].peak_memory(lambda: np.ones(2**23))
+    assert 60 * 2**20 < peak - start < 90 * 2**20
+
+
+def tiny_bench(benchmarks: dict[str, ModuleType]) -> Any:  # noqa: ANN401
+    photo = benchmarks["sides"].resized(benchmarks["measure"].photographs()[0], (160, 90))
+    subject = benchmarks["sides"].Subject(
+        model="tiny",
+        checkpoint=None,
+        photo=photo,
+        points_per_side=6,
+        points_per_batch=64,
+        device="cpu",
+    )
+    return subject.load()
 
 
 def test_the_ratio_is_the_second_over_the_first(

@@ -69,7 +69,7 @@ def small_vit_b(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_masks_are_those_of_the_official_generator(
     sam: Sam, image: Rgb, settings: dict[str, object]
 ) -> None:
-    masks = build_segmenter("sam", model=sam, **settings)(image)
+    masks = build_segmenter("sam", model=sam, engine="official", **settings)(image)
     if settings.get("point_grids"):
         grids = [np.array(grid) for grid in settings["point_grids"]]  # type: ignore[attr-defined]
         settings = settings | {"point_grids": grids}
@@ -250,7 +250,11 @@ def test_checkpoints_of_something_else_show_where_they_differ(tmp_path: Path, sa
         ({"points_per_sid": 3}, "did you mean 'points_per_side'"),
         ({"modell": "vit_b"}, "did you mean 'model'"),
         ({"model": "vit_x"}, "vit_h, vit_l, vit_b"),
-        ({"engine": "quick"}, "Known: official"),
+        ({"engine": "quick"}, "Known: fast, official"),
+        ({"precision": "int8"}, "Known: float32"),
+        ({"images_at_once": 0}, "images_at_once"),
+        ({"engine": "official", "precision": "bfloat16"}, "precision is a setting of engine=fast"),
+        ({"engine": "official", "compile": True}, "compile is a setting of engine=fast"),
         ({"points_per_side": 0}, "points_per_side"),
         ({"points_per_side": True}, "points_per_side"),
         ({"points_per_batch": 1.5}, "points_per_batch"),
@@ -278,10 +282,13 @@ def test_a_module_takes_no_checkpoint(sam: Sam) -> None:
         segmenter_settings("sam", model=sam, checkpoint=Path("x.pth"))
 
 
-def test_small_regions_need_opencv(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_regions_need_opencv_with_the_official_engine_only(
+    sam: Sam, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UsageError, match="needs OpenCV"):
-        AmgSettings(min_mask_region_area=10)
+        segmenter_settings("sam", engine="official", min_mask_region_area=10)
+    segmenter_settings("sam", engine="fast", min_mask_region_area=10)
 
 
 def test_defaults_are_those_of_the_library(sam: Sam) -> None:

@@ -1,0 +1,112 @@
+"""Masks of a crop between the thresholds and NMS, in memory that does not grow with the prompts.
+
+NMS can only decide when all candidates are there, but a candidate that a better one suppresses now
+is hardly ever kept in the end. So when the logits held reach a limit, those of candidates that
+NMS would drop so far are let go; should one of them be kept after all, it is drawn again.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+HELD_BYTES = 64 * 2**20
+"""Logits that are held before NMS looks for some to let go."""
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """Candidates, one row each, on the CPU."""
+
+    prompts: Tensor
+    """int64 (M,): row of the prompt among the crop's."""
+    channels: Tensor
+    """int64 (M,): which of the prompt's masks."""
+    predicted_iou: Tensor
+    """float32 (M,)"""
+    stability: Tensor
+    """float32 (M,)"""
+    boxes: Tensor
+    """int64 (M, 4): x0, y0, x1, y1 in pixels of the crop, x1 and y1 inside the mask."""
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def select(self, rows: Tensor) -> Self:
+        """Some of the rows, by index or boolean."""
+        return type(self)(*(column[rows] for column in self._columns()))
+
+    def extended(self, other: Self) -> Self:
+        """These rows, and then others."""
+        pairs = zip(self._columns(), other._columns(), strict=True)
+        return type(self)(*(torch.cat(pair) for pair in pairs))
+
+    def _columns(self) -> tuple[Tensor, ...]:
+        return self.prompts, self.channels, self.predicted_iou, self.stability, self.boxes
+
+
+class Candidates:
+    """Collects candidates; `kept` gives those that NMS keeps, with their logits."""
+
+    def __init__(self, *, nms_thresh: float, held_bytes: int = HELD_BYTES) -> None:
+        self._nms_thresh = nms_thresh
+        self._limit_bytes = held_bytes
+        self._scored: Scored | None = None
+        self._held: list[tuple[Tensor, Tensor]] = []
+
+    def add(self, scored: Scored, logits: Tensor) -> None:
+        """More candidates with their logits (M, h, w), in the official order."""
+        before = 0 if self._scored is None else len(self._scored)
+        self._scored = scored if self._scored is None else self._scored.extended(scored)
+        self._held.append((torch.arange(before, before + len(scored)), logits))
+        if self.held_bytes > self._limit_bytes:
+            self._let_go()
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of all logits at hand."""
+        return sum(logits.nbytes for _, logits in self._held)
+
+    def kept(self, redraw: Callable[[Tensor, Tensor], Tensor]) -> tuple[Scored, list[Tensor]]:
+        """What NMS keeps, best first, and the logits (h, w) of each.
+
+        `redraw` gives the logits (M, h, w) of prompts (M,) and channels (M,), for those that were
+        let go.
+        """
+        if self._scored is None:
+            raise ValueError("nothing was added")
+        keep = self._surviving()
+        logits = {
+            int(row): plane
+            for rows, held in self._held
+            for row, plane in zip(rows, held, strict=True)
+        }
+        missing = [row for row in keep.tolist() if row not in logits]
+        if missing:
+            lost = self._scored.select(torch.tensor(missing))
+            logits.update(zip(missing, redraw(lost.prompts, lost.channels), strict=True))
+        return self._scored.select(keep), [logits[row] for row in keep.tolist()]
+
+    def _surviving(self) -> Tensor:
+        """Rows that NMS keeps of all so far, best first; the official call."""
+        assert self._scored is not None
+        rows: Tensor = batched_nms(
+            self._scored.boxes.float(),
+            self._scored.predicted_iou,
+            torch.zeros(len(self._scored)),
+            iou_threshold=self._nms_thresh,
+        )
+        return rows
+
+    def _let_go(self) -> None:
+        keep = self._surviving()
+        held = []
+        for rows, logits in self._held:
+            wanted = torch.isin(rows, keep)
+            held.append((rows[wanted], logits[wanted.to(logits.device)]))
+        self._held = held
+        # What is left is no duplicate; looking again before as much has come would find little.
+        self._limit_bytes = max(self._limit_bytes, 2 * self.held_bytes)

@@ -1,0 +1,99 @@
+"""Logits of the masks of one crop's prompts: the decoder's output, of wanted masks only."""
+
+from typing import NamedTuple
+
+import torch
+from segment_anything.modeling import Sam
+from torch import Tensor
+
+from samprior.pipeline.everything.crops import Crop
+from samprior.pipeline.everything.decoder import Decoded, Decoder
+from samprior.pipeline.everything.resampling import Resampling
+from samprior.pipeline.everything.upscaling import LOGITS_PER_TOKEN, Upscaling
+
+CPU_PROMPTS = 8
+"""Prompts decoded at once on a CPU: more of them leave its cache and are slower."""
+
+
+class MaskLogits(NamedTuple):
+    """Masks of some prompts, by prompt and then by channel; all but the logits on the CPU."""
+
+    prompts: Tensor
+    """int64 (M,): which prompt of the crop."""
+    channels: Tensor
+    """int64 (M,): which of the prompt's masks."""
+    predicted_iou: Tensor
+    """float32 (M,)"""
+    logits: Tensor
+    """float32 (M, h, w), of the part of the crop that is no padding."""
+
+
+class MaskDecoder:
+    """Decodes with one SAM; keeps the memory it works in."""
+
+    def __init__(self, sam: Sam, *, prompts_at_once: int) -> None:
+        on_cpu = sam.device.type == "cpu"
+        self.prompts_at_once = min(prompts_at_once, CPU_PROMPTS) if on_cpu else prompts_at_once
+        self.input_side: int = sam.image_encoder.img_size
+        self.prompts = Decoder(sam)
+        self.upscaling = Upscaling(sam.mask_decoder)
+        # One by one the intermediate results of a prompt stay in a CPU's cache.
+        self.masks_at_once = 1 if on_cpu else prompts_at_once
+
+
+class CropLogits:
+    """Decodes the prompts of one crop, from its embedding (C, rows, columns)."""
+
+    def __init__(self, decoder: MaskDecoder, crop: Crop, embedding: Tensor) -> None:
+        self._decoder = decoder
+        self._points = torch.as_tensor(crop.input_points, device=embedding.device)
+        rows, columns = embedding.shape[1:]
+        self._grid = (rows, columns)
+        self.resampling = Resampling.of(
+            LOGITS_PER_TOKEN * rows,
+            img_size=decoder.input_side,
+            input_size=crop.input_size,
+            original_size=crop.size,
+        )
+        self._image = decoder.prompts.image(embedding)
+        needed = self.resampling.rows_needed, self.resampling.columns_needed
+        rows, columns = (-(-lines // LOGITS_PER_TOKEN) for lines in needed)
+        self._shared = decoder.upscaling.image(self._image, grid=self._grid, wanted=(rows, columns))
+
+    def above(self, prompts: Tensor, threshold: float) -> MaskLogits:
+        """Masks of the prompts (P,) whose predicted IoU is higher; 0 or less keeps all."""
+        decoded = self._decoder.prompts(self._image, self._points[prompts])
+        predicted = decoded.predicted_iou.cpu()
+        wanted = predicted > threshold if threshold > 0 else torch.ones_like(predicted).bool()
+        rows, channels = wanted.nonzero(as_tuple=True)
+        logits = self._draw(decoded, rows, channels)
+        return MaskLogits(prompts[rows], channels, predicted[rows, channels], logits)
+
+    def again(self, prompts: Tensor, channels: Tensor) -> Tensor:
+        """Logits (M, h, w) of masks by prompt and channel, (M,) each."""
+        parts = [
+            self._draw(
+                self._decoder.prompts(self._image, self._points[some]),
+                torch.arange(len(some)),
+                which,
+            )
+            for some, which in zip(
+                prompts.split(self._decoder.prompts_at_once),
+                channels.split(self._decoder.prompts_at_once),
+                strict=True,
+            )
+        ]
+        return torch.cat(parts)
+
+    def _draw(self, decoded: Decoded, rows: Tensor, channels: Tensor) -> Tensor:
+        """Logits of masks by row of `decoded`, ascending, and channel."""
+        size = (LOGITS_PER_TOKEN * side for side in self._shared.shape[:2])
+        logits = self._shared.new_empty(len(rows), *size)
+        at_once = self._decoder.masks_at_once
+        for start in range(0, len(decoded.predicted_iou), at_once):
+            chunk = slice(start, start + at_once)
+            mine = (rows >= start) & (rows < start + at_once)
+            if mine.any():
+                drawn = self._decoder.upscaling(self._shared, decoded, chunk, grid=self._grid)
+                logits[mine.to(logits.device)] = drawn[rows[mine] - start, channels[mine]]
+        return logits

@@ -1,0 +1,26 @@
+"""Memory that is used again: fresh pages cost as much as the arithmetic on them."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+class Scratch:
+    """Float32 buffers by name; a buffer grows to the largest shape that was asked for.
+
+    What a buffer held is lost when the same name is asked for again.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._buffers: dict[str, Tensor] = {}
+
+    def __call__(self, name: str, *shape: int) -> Tensor:
+        """A contiguous tensor of this shape with whatever was in the buffer."""
+        count = math.prod(shape)
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.numel() < count:
+            buffer = torch.empty(count, device=self._device)
+            self._buffers[name] = buffer
+        return buffer[:count].view(shape)
