@@ -44,6 +44,7 @@ lint: $(STAMP) links
 benchmark: $(STAMP)
 	@$(BIN)/python benchmarks/masks.py
 	@$(BIN)/python benchmarks/distillation_cost.py
+	@$(BIN)/python benchmarks/everything.py
 
 clean:
 	rm -rf build demo-output *.egg-info .pytest_cache .mypy_cache .ruff_cache

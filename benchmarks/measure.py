@@ -1,5 +1,6 @@
 """Time two pieces of work against each other: alternating runs, medians, spread, machine, load."""
 
+import ctypes
 import json
 import os
 import platform
@@ -9,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import skimage.data
@@ -35,6 +36,12 @@ class Row:
     """Median of (seconds of b) / (seconds of a) over the pairs of runs; above 1, b takes longer."""
     spread: tuple[float, float]
     """Smallest and largest of these ratios."""
+    a_cpu_s: float
+    """Median seconds of all of this process's threads together, of a."""
+    b_cpu_s: float
+    """The same of b."""
+    cpu_b_over_a: float
+    """As b_over_a, of these seconds."""
     runs: int
 
     @property
@@ -44,7 +51,8 @@ class Row:
         return (
             f"{self.b} takes {self.b_over_a:.2f} times as long as {self.a} "
             f"({low:.2f} to {high:.2f}, runs: {self.runs}; "
-            f"{self.b_s * 1e3:.2f} ms and {self.a_s * 1e3:.2f} ms)"
+            f"{self.b_s * 1e3:.2f} ms and {self.a_s * 1e3:.2f} ms); "
+            f"in CPU seconds {self.cpu_b_over_a:.2f} times"
         )
 
     def markdown(self, about: dict[str, Any]) -> str:
@@ -52,27 +60,65 @@ class Row:
         low, high = self.spread
         return (
             f"| {self.a} | {self.b} | {self.a_s * 1e3:.2f} ms | {self.b_s * 1e3:.2f} ms "
-            f"| {self.b_over_a:.2f} ({low:.2f} to {high:.2f}) "
+            f"| {self.b_over_a:.2f} ({low:.2f} to {high:.2f}) | {self.cpu_b_over_a:.2f} "
             f"| {about['device']}, {about['cores']} cores, load {about['load_average'][0]:.2f} |"
         )
 
 
+class Spent(NamedTuple):
+    """What one run took."""
+
+    wall_s: float
+    cpu_s: float
+
+
 def compare(
-    a: str, work_a: Callable[[], object], b: str, work_b: Callable[[], object], *, runs: int
+    a: str,
+    work_a: Callable[[], object],
+    b: str,
+    work_b: Callable[[], object],
+    *,
+    runs: int,
+    warm_up: bool = True,
 ) -> Row:
-    """Run both in turn `runs` times, after one uncounted run of each."""
-    work_a(), work_b()
-    pairs = [(_seconds(work_a), _seconds(work_b)) for _ in range(runs)]
-    ratios = [b_s / a_s for a_s, b_s in pairs]
+    """Run both in turn `runs` times, after one uncounted run of each unless they are warm."""
+    if warm_up:
+        work_a(), work_b()
+    pairs = [(_spent(work_a), _spent(work_b)) for _ in range(runs)]
+    ratios = [of_b.wall_s / of_a.wall_s for of_a, of_b in pairs]
     return Row(
         a,
         b,
-        statistics.median(a_s for a_s, _ in pairs),
-        statistics.median(b_s for _, b_s in pairs),
+        statistics.median(of_a.wall_s for of_a, _ in pairs),
+        statistics.median(of_b.wall_s for _, of_b in pairs),
         statistics.median(ratios),
         (min(ratios), max(ratios)),
+        statistics.median(of_a.cpu_s for of_a, _ in pairs),
+        statistics.median(of_b.cpu_s for _, of_b in pairs),
+        statistics.median(of_b.cpu_s / of_a.cpu_s for of_a, of_b in pairs),
         runs,
     )
+
+
+class Memory(NamedTuple):
+    """Resident memory of a process, bytes."""
+
+    start: int
+    peak: int
+
+
+def peak_memory(work: Callable[[], object]) -> Memory:
+    """Resident memory before `work` and its peak during it; Linux with glibc only.
+
+    The kernel's own high-water mark is read because getrusage also counts the parent that forked.
+    """
+    # What earlier work freed is given back first, or `work` would take it and seem to need less.
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    # "5" sets the mark back to what is resident now (man 5 proc).
+    Path("/proc/self/clear_refs").write_text("5")
+    start = _status_bytes("VmRSS")
+    work()
+    return Memory(start, _status_bytes("VmHWM"))
 
 
 def machine(*libraries: str, device: str | None = None) -> dict[str, Any]:
@@ -137,7 +183,13 @@ def _processor() -> str:
     return names[0] if names else platform.machine()
 
 
-def _seconds(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
+def _status_bytes(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (kib,) = (line.split()[1] for line in lines if line.startswith(f"{name}:"))
+    return int(kib) * 1024
+
+
+def _spent(work: Callable[[], object]) -> Spent:
+    started, cpu_started = time.perf_counter(), time.process_time()
     work()
-    return time.perf_counter() - started
+    return Spent(time.perf_counter() - started, time.process_time() - cpu_started)

@@ -17,6 +17,7 @@ from samprior.storage import MaskStore
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 NAMES = ("measure", "masks", "distillation_cost", "scenes", "sides", "outputs", "everything")
 TINY_SAM = ("--model", "tiny", "--points-per-side", "4", "--size", "160", "90")
+WITHOUT_MEMORY = ("--only", "decoder", "--only", "post", "--only", "rest", "--only", "whole")
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def run(script: ModuleType, *arguments: str) -> Result:
 @pytest.mark.parametrize(
     ("name", "arguments", "num_rows"),
     [
-        ("everything", (*TINY_SAM, "--only", "decoder", "--only", "rest", "--only", "whole"), 5),
+        ("everything", (*TINY_SAM, *WITHOUT_MEMORY, "--precision", "bfloat16"), 6),
         ("masks", ("--crop-px", "32", "--crops-per-image", "1"), 3),
         ("distillation_cost", ("--crop-px", "16", "--batch-size", "1", "--device", "cpu"), 2),
     ],
@@ -114,6 +115,21 @@ def test_an_engine_agrees_with_itself(benchmarks: dict[str, ModuleType]) -> None
     assert (told["share_above_iou_0.9"], told["mean_iou"]) == (1, 1)
 
 
+def test_a_profile_replaces_the_rows(benchmarks: dict[str, ModuleType]) -> None:
+    printed = run(benchmarks["everything"], *TINY_SAM, "--profile").output
+    assert "aten::bmm" in printed
+    assert not benchmarks["measure"].RESULTS.exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_peak_memory_of_both_sides(benchmarks: dict[str, ModuleType]) -> None:
+    script = benchmarks["everything"]
+    (settings,) = script.engine_settings(["float32"], compile=False, images_at_once=2)
+    for side in (None, settings):
+        told = script.peak_of(tiny_subject(benchmarks), side)
+        assert told["above_start_bytes"] == told["peak_bytes"] - told["start_bytes"] >= 0
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_peak_memory_counts_what_was_given_back(benchmarks: dict[str, ModuleType]) -> None:
     start, peak = benchmarks["measure"].peak_memory(lambda: np.ones(2**23))
@@ -121,8 +137,12 @@ def test_peak_memory_counts_what_was_given_back(benchmarks: dict[str, ModuleType
 
 
 def tiny_bench(benchmarks: dict[str, ModuleType]) -> Any:  # noqa: ANN401
+    return tiny_subject(benchmarks).load()
+
+
+def tiny_subject(benchmarks: dict[str, ModuleType]) -> Any:  # noqa: ANN401
     photo = benchmarks["sides"].resized(benchmarks["measure"].photographs()[0], (160, 90))
-    subject = benchmarks["sides"].Subject(
+    return benchmarks["sides"].Subject(
         model="tiny",
         checkpoint=None,
         photo=photo,
@@ -130,7 +150,6 @@ def tiny_bench(benchmarks: dict[str, ModuleType]) -> Any:  # noqa: ANN401
         points_per_batch=64,
         device="cpu",
     )
-    return subject.load()
 
 
 def test_the_ratio_is_the_second_over_the_first(

@@ -57,7 +57,8 @@ class _Drawable:
         if self.changed is not None:
             return _box_of(self.plane())
         x0, y0, _, _ = self.found.crop.box
-        return np.array(self.found.box) + np.array([x0, y0, x0, y0])
+        moved: npt.NDArray[np.int64] = np.array(self.found.box) + np.array([x0, y0, x0, y0])
+        return moved
 
     def plane(self) -> Bools:
         """(H, W) pixels."""

@@ -78,8 +78,8 @@ class CropLogits:
                 which,
             )
             for some, which in zip(
-                prompts.split(self._decoder.prompts_at_once),
-                channels.split(self._decoder.prompts_at_once),
+                torch.split(prompts, self._decoder.prompts_at_once),
+                torch.split(channels, self._decoder.prompts_at_once),
                 strict=True,
             )
         ]

@@ -35,7 +35,9 @@ class Crop:
     def input_points(self) -> npt.NDArray[np.float64]:
         """(P, 2) the prompts in pixels of the scaled crop, scaled as officially."""
         (height, width), (input_height, input_width) = self.size, self.input_size
-        return self.points * np.array([input_width / width, input_height / height])
+        scale = np.array([input_width / width, input_height / height])
+        scaled: npt.NDArray[np.float64] = self.points * scale
+        return scaled
 
 
 def plan_crops(shape: tuple[int, int], amg: AmgSettings, *, input_side: int) -> list[Crop]:

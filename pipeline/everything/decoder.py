@@ -17,6 +17,7 @@ from torch import Tensor
 
 from samprior.pipeline.everything.image_side import ImageSide, Projection, Weights
 from samprior.pipeline.everything.products import (
+    by_head,
     pooled,
     shared_products,
     softmax_over_image,
@@ -190,7 +191,8 @@ class Decoder:
 
     def _split(self, projected: Tensor) -> Tensor:
         """(P, T, h·d) to (P, h, T, d)."""
-        return projected.unflatten(-1, (self.weights.num_heads, -1)).transpose(1, 2)
+        prompts, tokens, _ = projected.shape
+        return projected.view(prompts, tokens, self.weights.num_heads, -1).transpose(1, 2)
 
     def _scores(self, name: str, queries: Tensor, shared: Tensor) -> Tensor:
         """(P, J, N): products of (P, h, T, d) with what prompts share, (h, d, N)."""
@@ -213,10 +215,11 @@ class Decoder:
         """(P, T, h·d): means of a projection of the image's tokens, weighted by the softmax."""
         weights = softmax_over_image(scores)
         num_heads = self.weights.num_heads
-        mixing = (weights @ at.coefficients.mT).unflatten(1, (num_heads, -1))  # (P, h, T, J')
+        mixing = by_head(weights @ at.coefficients.mT, num_heads)  # (P, h, T, J')
         directions = self._split(at.directions @ projection.layer.weight.T)
         heard = mixing @ directions + pooled(weights.mul_(at.gain), projection.shared)
-        return _merged(heard) + projection.layer(shift)
+        constant: Tensor = projection.layer(shift)
+        return _merged(heard) + constant
 
 
 def _merged(heads: Tensor) -> Tensor:
@@ -226,8 +229,8 @@ def _merged(heads: Tensor) -> Tensor:
 
 def _directions(values: Tensor, out: Tensor) -> Tensor:
     """(P, J, C): what the output projection (C, h·d) makes of the values (P, h, T, d)."""
-    by_head = out.unflatten(1, (values.shape[1], -1)).permute(1, 2, 0)  # (h, d, C)
-    return (values @ by_head).flatten(1, 2)
+    split = out.view(len(out), values.shape[1], -1).permute(1, 2, 0)  # (h, d, C)
+    return (values @ split).flatten(1, 2)
 
 
 def _inverse_spread(

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 import torch
-import torch.nn.functional as F
 from segment_anything.modeling import ImageEncoderViT, Sam
 from segment_anything.modeling.image_encoder import Block, get_rel_pos
 from torch import Tensor, nn
 
 from samprior.pipeline.everything.attention import RelativePositions, Window, attend, on_cpu
+from samprior.pipeline.everything.linear import linear
 from samprior.storage.choices import check_choice
 from samprior.storage.errors import UsageError
 
@@ -34,10 +34,6 @@ TOKENS_AT_ONCE_ON_CPU = 1024
 
 TOKENS_AT_ONCE_ON_GPU = 16384
 """The same for GPUs, which need more of them to be busy."""
-
-CONVOLUTION_IS_FASTER = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-"""Whether a float32 1x1 convolution on the CPU runs in oneDNN. F.linear runs in MKL, which takes
-twice the time on AMD processors (EPYC, AVX-512: 80 against 165 GFLOP/s per core)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,14 +136,6 @@ def mlp(x: Tensor, block: EncoderBlock) -> Tensor:
     """What the MLP adds to the tokens x (B, H, W, C)."""
     hidden = linear(block.norm2(x).to(block.lin1[0].dtype), *block.lin1)
     return linear(block.act(hidden), *block.lin2)
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """F.linear of x (B, H, W, C), by the fastest kernel there is for it."""
-    if CONVOLUTION_IS_FASTER and on_cpu(x) and x.dtype == torch.float32:
-        maps = F.conv2d(x.permute(0, 3, 1, 2), weight[:, :, None, None], bias)
-        return maps.permute(0, 2, 3, 1)
-    return F.linear(x, weight, bias)
 
 
 def _read_block(block: Block, module: ImageEncoderViT, dtype: torch.dtype) -> EncoderBlock:

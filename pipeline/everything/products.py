@@ -12,21 +12,21 @@ from torch import Tensor
 
 def shared_products(queries: Tensor, shared: Tensor, *, out: Tensor) -> Tensor:
     """(P, h, T, d) times (h, d, N) into `out` (P, J, N), whose prompts may lie apart."""
-    by_head = _by_head(out, len(shared))
+    into = by_head(out, len(shared))
     if _one_by_one(queries):
-        for one, into in zip(queries, by_head, strict=True):
-            torch.bmm(one, shared, out=into)
+        for one, there in zip(queries, into, strict=True):
+            torch.bmm(one, shared, out=there)
     else:
-        by_head.copy_(queries @ shared)
+        into.copy_(queries @ shared)
     return out
 
 
 def pooled(weights: Tensor, shared: Tensor) -> Tensor:
     """(P, h, T, d): sums over the image of (h, d, N), weighted by (P, J, N)."""
-    by_head = _by_head(weights, len(shared))
+    heads = by_head(weights, len(shared))
     if _one_by_one(weights):
-        return torch.stack([torch.bmm(one, shared.mT) for one in by_head])
-    return by_head @ shared.mT
+        return torch.stack([torch.bmm(one, shared.mT) for one in heads])
+    return heads @ shared.mT
 
 
 def softmax_over_image(scores: Tensor) -> Tensor:
@@ -36,16 +36,16 @@ def softmax_over_image(scores: Tensor) -> Tensor:
 
 def softmax_over_tokens(scores: Tensor, *, heads: int, out: Tensor) -> Tensor:
     """Softmax of (P, J, N) over each head's T tokens, into `out`, whose prompts may lie apart."""
-    by_head, into = _by_head(scores, heads), _by_head(out, heads)
+    split, into = by_head(scores, heads), by_head(out, heads)
     if _one_by_one(scores):
-        for one, there in zip(by_head, into, strict=True):
+        for one, there in zip(split, into, strict=True):
             torch.softmax(one, 1, out=there)
     else:
-        into.copy_(torch.softmax(by_head, 2))
+        into.copy_(torch.softmax(split, 2))
     return out
 
 
-def _by_head(matrix: Tensor, heads: int) -> Tensor:
+def by_head(matrix: Tensor, heads: int) -> Tensor:
     """(P, J, N) to (P, h, T, N), a view."""
     prompts, rows, columns = matrix.shape
     return matrix.view(prompts, heads, rows // heads, columns)

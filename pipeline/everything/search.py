@@ -63,7 +63,7 @@ class Search:
         """
         logits = CropLogits(self.decoder, crop, embedding)
         found = Candidates(nms_thresh=self._amg.box_nms_thresh)
-        for prompts in torch.arange(len(crop.points)).split(self.decoder.prompts_at_once):
+        for prompts in torch.split(torch.arange(len(crop.points)), self.decoder.prompts_at_once):
             drawn = logits.above(prompts, self._amg.pred_iou_thresh)
             found.add(*self._passing(drawn, logits.resampling, crop, shape))
         scored, kept = found.kept(logits.again)
