@@ -54,6 +54,7 @@ Settings = dict[str, Any]
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--runs", default=2, show_default=True, help="Pairs of runs for each row.")
 @click.option("--only", multiple=True, type=click.Choice(PARTS), default=PARTS)
+@click.option("--name", default="everything", show_default=True, help="Of the results' file.")
 @click.option("--profile", "shows_profile", is_flag=True, help="Time of each operation, no rows.")
 def main(
     image: Path | None,
@@ -63,10 +64,11 @@ def main(
     compile: bool,
     runs: int,
     only: Sequence[str],
+    name: str,
     shows_profile: bool,
     **subject_options: Any,  # noqa: ANN401
 ) -> None:
-    """Measure, print, and write benchmarks/results/everything.json."""
+    """Measure, print, and write benchmarks/results/NAME.json."""
     # pycocotools 2.0.11 handles arrays in ways that NumPy 2 deprecates.
     warnings.simplefilter("ignore", DeprecationWarning)
     photo = resized(measure.photographs()[0], size) if image is None else read_photo(image)
@@ -80,10 +82,10 @@ def main(
     rows, more = timings(subject, engines, only, runs=runs)
     if "memory" in only:
         more["memory"] = memory(subject, engines)
-    for name, told in more.items():
-        print(f"{name}: {json.dumps(told)}")
+    for what, told in more.items():
+        print(f"{what}: {json.dumps(told)}")
     measure.report(
-        "everything",
+        name,
         about,
         rows,
         threads=torch.get_num_threads(),

@@ -121,7 +121,7 @@ def _sides(logits: torch.Tensor, resampling: Resampling) -> npt.NDArray[np.int32
     count = resampling.columns_needed - 2
     sides = np.empty((resampling.rows_needed - 2, count), np.int32)
     for t, row in enumerate(sides):
-        cells._classify(samples, at, cells._margin_floor(samples), work, t, 0, count)
+        cells._classify(samples, at, cells._margin(samples), work, t, 0, count)
         row[:] = work.sides[:count]
     return sides
 

@@ -1,12 +1,13 @@
 """Fixtures for all tests: real data where it is there, small stores, and `--run-slow`."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import settings
 
 from samprior.storage import MaskSet, MaskStore, Record
@@ -40,6 +41,15 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no test data at {folder}; point SAMPRIOR_TEST_DATA to it")
     return folder
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """At least two threads: with one, PyTorch's resize rounds differently in the last place."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(2, before))
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

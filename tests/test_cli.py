@@ -224,9 +224,10 @@ def test_what_others_wrote_is_never_touched(samprior: Samprior, rain: Path, tmp_
 def test_options_that_would_be_ignored_are_refused(
     samprior: Samprior, rain: Path, tmp_path: Path
 ) -> None:
-    code, _, err = samprior(*superpixel(rain, tmp_path / "s", "--model", "vit_b"))
-    assert code == 2
-    assert "--model" in assert_one_line(err)
+    for option, value in (("--model", "vit_b"), ("--engine", "fast"), ("--precision", "float16")):
+        code, _, err = samprior(*superpixel(rain, tmp_path / "s", option, value))
+        assert code == 2
+        assert f"{option} goes with SAM" in assert_one_line(err)
     code, _, err = samprior("import-masks", "--sa1b", rain, "--root", rain, "--out", tmp_path / "s")
     assert code == 2
     assert "--sa1b alone" in assert_one_line(err)
@@ -234,6 +235,25 @@ def test_options_that_would_be_ignored_are_refused(
     assert code == 2
     assert "workers" in assert_one_line(err)
     assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--engine", "quick"), "Known: fast, official"),
+        (("--precision", "int8"), "Known: float32, bfloat16, float16"),
+        (("--engine", "official", "--precision", "bfloat16"), "setting of engine=fast"),
+        (("--set", "engine='official'"), "use --engine"),
+        (("--set", "points_per_sid=3"), "did you mean 'points_per_side'"),
+    ],
+)
+def test_settings_of_sam_are_checked_before_anything_is_loaded(
+    samprior: Samprior, rain: Path, tmp_path: Path, options: tuple[str, ...], message: str
+) -> None:
+    sam = ("--segmenter", "sam", "--checkpoint", tmp_path / "absent.pth", *options)
+    code, _, err = samprior(*superpixel(rain, tmp_path / "s", *sam))
+    assert code == 2
+    assert message in assert_one_line(err)
 
 
 def test_a_flipped_bit_is_found_repaired_and_made_again(

@@ -188,7 +188,7 @@ def test_prompts_at_once_change_nothing_but_rounding(sam: Sam) -> None:
     for at_once in (5, 64):
         engine = EverythingEngine(sam, AmgSettings(**ALL))
         # What a GPU does: more prompts, and their masks drawn together.
-        engine.search.decoder.prompts_at_once = engine.search.decoder.masks_at_once = at_once
+        engine.search.decoder.prompts_at_once = engine.search.decoder.drawn_at_once = at_once
         assert differing_pixels(engine(image), usual) <= few(usual)
 
 

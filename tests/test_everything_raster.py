@@ -25,6 +25,8 @@ from samprior.storage.errors import UsageError
 
 Planes = npt.NDArray[np.bool_]
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 
 def resampling_of(height: int, width: int, img_size: int) -> Resampling:
     rows, columns = ResizeLongestSide.get_preprocess_shape(height, width, img_size)

@@ -36,6 +36,8 @@ SIZES = [
     (20, 30, 64),
 ]
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 
 def resampling_of(height: int, width: int, img_size: int) -> Resampling:
     rows, columns = ResizeLongestSide.get_preprocess_shape(height, width, img_size)
@@ -108,14 +110,21 @@ def test_values_near_thresholds_are_pytorchs_bit_for_bit(
     """With an infinite margin every pixel is near: each is compared, and none may differ."""
     resampling = resampling_of(*size)
     logits = noise(rng, size[2] // 4)[[0, 2, 5]]
-    at, work = Thresholds(*np.float32([-1, 0, 1])), workspace(resampling)
-    edges = resampling.tables.rows.edges
-    count = resampling.columns_needed - 2
+    at, work, margin = (
+        Thresholds(*np.float32([-1, 0, 1])),
+        workspace(resampling),
+        np.float32(np.inf),
+    )
+    tables = resampling.tables
+    rows, columns = tables.rows, tables.columns
     for samples, wanted in zip(logits.numpy(), official_logits(logits, resampling), strict=True):
         found = np.full(resampling.size, np.nan, np.float32)
-        for t in range(len(edges) - 1):
-            cells._evaluate(samples, resampling.tables, at, np.float32(np.inf), work, t, 0, count)
-            found[edges[t] : edges[t + 1]] = work.values[: edges[t + 1] - edges[t]]
+        for y, t in enumerate(rows.starts):
+            cells._classify(samples, at, margin, work, t, 0, len(columns.edges) - 1)
+            count = cells._mix_columns(samples, columns, work, t, 0, len(columns.edges) - 1)
+            cells._mix_rows(work.mixed, rows.weights[:, y], at, margin, work.values, count)
+            cells._settle(samples, tables, at, margin, work, y, count)
+            found[y, work.places[:count]] = work.values[:count]
         compared, differ = found.size, np.count_nonzero(found != wanted.numpy())
         assert (compared, differ) == (size[0] * size[1], 0)
 

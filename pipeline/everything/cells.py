@@ -15,7 +15,7 @@ Letters: T x U samples (rows and columns needed), cell (t, u) has first taps t a
 import numpy as np
 import numpy.typing as npt
 
-from samprior.pipeline.everything.compiled import Thresholds, Workspace, kernel
+from samprior.pipeline.everything.compiled import PADDING, Thresholds, Workspace, kernel
 from samprior.pipeline.everything.resampling import TAPS, Axis, Floats, Ints, Tables
 
 Pair = tuple[np.float32, np.float32]
@@ -25,7 +25,9 @@ X0, Y0, X1, Y1 = 3, 4, 5, 6
 TALLY = 7
 
 _ALL = 3  # thresholds that lie below a cell of the mask's inside
+_SETTLED = 3  # the bits of a number of thresholds
 _MIXED = 4  # a cell of which the bounds don't say on which side of each threshold it lies
+_ANY_MIXED = np.uint64(0x0404040404040404)  # the bit of mixed cells in eight cells at once
 
 # In units of 2**-24 times the greatest sample's size: the weights of a lerp sum to 1 within one
 # unit, and it rounds twice, so PyTorch's four lerps are off by at most 4 * 2, ours by 8, the sums
@@ -53,12 +55,15 @@ def tally_masks(
         tally[:] = 0
         tally[X0], tally[Y0] = len(columns.starts), len(rows.starts)
         tally[X1], tally[Y1] = -1, -1
-        floor = _margin_floor(samples)
+        margin = _margin(samples)
         for t in range(len(rows.edges) - 1):
             if rows.edges[t] == rows.edges[t + 1]:
                 continue
-            if _classify(samples, at, floor, work, t, 0, cells):
-                _tally_row(samples, tables, at, floor, work, t, tally)
+            seen = _classify(samples, at, margin, work, t, 0, cells)
+            if seen & _SETTLED:
+                _tally_settled(tables, work, t, tally)
+            if seen & _MIXED:
+                _tally_mixed(samples, tables, at, margin, work, t, tally)
 
 
 @kernel
@@ -75,35 +80,57 @@ def mask_blocks(
     Only cells from `rows[0]` to `rows[1] - 1` and so for columns are looked at.
     """
     at = Thresholds(threshold, threshold, threshold)
-    floor = _margin_floor(logits)
+    margin = _margin(logits)
     blocks = np.empty((256, 4), np.int32)
     count = 0
     for t in range(rows[0], rows[1]):
-        if _classify(logits, at, floor, work, t, columns[0], columns[1]):
-            room = count + work.values.size  # a block has at least one pixel
+        height = tables.rows.edges[t + 1] - tables.rows.edges[t]
+        if height and _classify(logits, at, margin, work, t, columns[0], columns[1]):
+            room = count + height * work.values.size  # a block has at least one pixel
             if room > len(blocks):
                 grown = np.empty((2 * room, 4), np.int32)
                 grown[:count] = blocks[:count]
                 blocks = grown
-            count = _row_blocks(logits, tables, at, floor, work, t, columns, blocks, count)
+            count = _settled_blocks(tables, work, t, columns, blocks, count)
+            count = _mixed_blocks(logits, tables, at, margin, work, t, columns, blocks, count)
     return blocks[:count].copy()
 
 
 @kernel
-def _margin_floor(logits: Floats) -> np.float32:
-    """What is added to every margin of a mask (h, w): infinite if not all samples are ordinary."""
-    ordinary = 0
+def _padded(length: int) -> int:
+    """The length rounded up, so that a loop has no rest that is done one by one."""
+    return (length + PADDING - 1) // PADDING * PADDING
+
+
+@kernel
+def _margin(logits: Floats) -> np.float32:
+    """How near to a threshold rounding could matter, for a mask (h, w); infinite if it could fail.
+
+    That is where samples are not ordinary: every pixel is then left to PyTorch's way.
+    """
+    largest = np.int32(0)
     for t in range(logits.shape[0]):
-        for u in range(logits.shape[1]):
-            ordinary += np.abs(logits[t, u]) <= _LARGEST
-    return _MARGIN_LEAST if ordinary == logits.size else _NO_BOUND
+        for bits in logits[t].view(np.int32):
+            # Of numbers without their sign the bits are in the numbers' order, NaN above all.
+            largest = max(largest, np.int32(bits & np.int32(0x7FFFFFFF)))
+    size = np.int32(largest).view(np.float32)
+    return size * _MARGIN + _MARGIN_LEAST if size <= _LARGEST else _NO_BOUND
 
 
 @kernel
 def _classify(
-    logits: Floats, at: Thresholds, floor: np.float32, work: Workspace, t: int, first: int, end: int
-) -> bool:
-    """Fill `work.sides` for the cells (t, first) to (t, end - 1); whether any is not below all."""
+    logits: Floats,
+    at: Thresholds,
+    margin: np.float32,
+    work: Workspace,
+    t: int,
+    first: int,
+    end: int,
+) -> int:
+    """Fill `work.sides` for the cells (t, first) to (t, end - 1); the bits that occur in them.
+
+    Bits of the padding may be among them.
+    """
     least, greatest, sides = work.least, work.greatest, work.sides
     for u in range(first, end + TAPS - 1):
         a, b, c = logits[t, u], logits[t + 1, u], logits[t + 2, u]
@@ -119,7 +146,6 @@ def _classify(
         a, b, c = greatest[u], greatest[u + 1], greatest[u + 2]
         high = a if a > b else b
         high = high if high > c else c
-        margin = (high if high > -low else -low) * _MARGIN + floor
         # Differences, not sums: rounding a sum with the threshold could swallow the margin.
         above = np.int32(low - at.low > margin)
         above += np.int32(low - at.middle > margin)
@@ -130,58 +156,79 @@ def _classify(
         reached += np.int32(not (high - at.high < -margin))
         sides[u] = above if above == reached else _MIXED
         seen |= sides[u]
-    return seen != 0
+    return seen
 
 
 @kernel
-def _tally_row(
+def _tally_settled(tables: Tables, work: Workspace, t: int, tally: npt.NDArray[np.int64]) -> None:
+    """Add the settled cells of one row."""
+    edges, y0, y1 = tables.columns.edges, tables.rows.edges[t], tables.rows.edges[t + 1]
+    sides, widths = work.sides, work.widths
+    low, middle, high = np.int32(0), np.int32(0), np.int32(0)
+    for u in range(_padded(len(edges) - 1)):
+        width, side = widths[u], sides[u]
+        settled = np.int32(side < _MIXED)
+        low += width * (settled & np.int32(side >= 1))
+        middle += width * (settled & np.int32(side >= 2))
+        high += width * (settled & np.int32(side >= _ALL))
+    height = np.int64(y1 - y0)
+    tally[0] += height * low
+    tally[1] += height * middle
+    tally[2] += height * high
+    if middle:
+        # Most runs lie inside the box found so far; then the loops end at once.
+        first, last = 0, len(edges) - 2
+        while edges[first] < tally[X0] and not (
+            sides[first] & 2 and edges[first] < edges[first + 1]
+        ):
+            first += 1
+        while edges[last + 1] - 1 > tally[X1] and not (
+            sides[last] & 2 and edges[last] < edges[last + 1]
+        ):
+            last -= 1
+        _widen(tally, edges[first], y0, edges[last + 1] - 1, y1 - 1)
+
+
+@kernel
+def _tally_mixed(
     logits: Floats,
     tables: Tables,
     at: Thresholds,
-    floor: np.float32,
+    margin: np.float32,
     work: Workspace,
     t: int,
     tally: npt.NDArray[np.int64],
 ) -> None:
-    """Add one row of classified cells, run by run."""
-    edges, y0, y1 = tables.columns.edges, tables.rows.edges[t], tables.rows.edges[t + 1]
-    u, cells = 0, len(edges) - 1
-    while u < cells:
-        end = _run_end(work.sides, u, cells)
-        side, x0, x1 = work.sides[u], edges[u], edges[end]
-        if side == _MIXED:
-            _evaluate(logits, tables, at, floor, work, t, u, end)
-            for y in range(y0, y1):
-                _tally_pixels(work.values[y - y0, x0:x1], y, x0, at, tally)
-        elif x0 < x1:
-            for threshold in range(side):
-                tally[threshold] += (y1 - y0) * (x1 - x0)
-            if side >= 2:
-                _widen(tally, x0, y0, x1 - 1, y1 - 1)
-        u = end
-
-
-@kernel
-def _tally_pixels(
-    values: Floats, y: int, x0: int, at: Thresholds, tally: npt.NDArray[np.int64]
-) -> None:
-    """Add some evaluated pixels of row y, the first of which is x0."""
-    low, middle, high = 0, 0, 0
-    for x in range(len(values)):
-        low += values[x] > at.low
-        middle += values[x] > at.middle
-        high += values[x] > at.high
-    tally[0] += low
-    tally[1] += middle
-    tally[2] += high
-    if middle:
-        # Most runs lie inside the box found so far; then the loops end at once.
-        first, last = x0, x0 + len(values) - 1
-        while first < tally[X0] and not values[first - x0] > at.middle:
-            first += 1
-        while last > tally[X1] and not values[last - x0] > at.middle:
-            last -= 1
-        _widen(tally, first, y, last, y)
+    """Add the mixed cells of one row, pixel by pixel."""
+    places, row, weights = work.places, work.values, tables.rows.weights
+    cells = len(tables.columns.edges) - 1
+    lower, inside, upper = np.int32(0), np.int32(0), np.int32(0)
+    x0, y0, x1, y1 = tally[X0], tally[Y0], tally[X1], tally[Y1]
+    count = _mix_columns(logits, tables.columns, work, t, 0, cells)
+    for y in range(tables.rows.edges[t], tables.rows.edges[t + 1]):
+        low, middle, high, sure = _mix_rows(work.mixed, weights[:, y], at, margin, row, count)
+        if not sure:
+            _settle(logits, tables, at, margin, work, y, count)
+            low, middle, high = np.int32(0), np.int32(0), np.int32(0)
+            for i in range(count):
+                low += np.int32(row[i] > at.low)
+                middle += np.int32(row[i] > at.middle)
+                high += np.int32(row[i] > at.high)
+        lower += low
+        inside += middle
+        upper += high
+        if middle:
+            first, last = 0, count - 1
+            while places[first] < x0 and not row[first] > at.middle:
+                first += 1
+            while places[last] > x1 and not row[last] > at.middle:
+                last -= 1
+            x0, x1 = min(x0, places[first]), max(x1, places[last])
+            y0, y1 = min(y0, y), max(y1, y)
+    tally[0] += lower
+    tally[1] += inside
+    tally[2] += upper
+    tally[X0], tally[Y0], tally[X1], tally[Y1] = x0, y0, x1, y1
 
 
 @kernel
@@ -192,44 +239,49 @@ def _widen(tally: npt.NDArray[np.int64], x0: int, y0: int, x1: int, y1: int) -> 
 
 
 @kernel
-def _row_blocks(
+def _settled_blocks(
+    tables: Tables, work: Workspace, t: int, columns: tuple[int, int], blocks: Ints, count: int
+) -> int:
+    """Append the runs of settled cells of one row to `count` other blocks; the new count."""
+    edges, y0, y1 = tables.columns.edges, tables.rows.edges[t], tables.rows.edges[t + 1]
+    sides, u = work.sides, columns[0]
+    while u < columns[1]:
+        start = u
+        while u < columns[1] and sides[u] == _ALL:
+            u += 1
+        if edges[start] < edges[u]:
+            count = _append(blocks, count, y0, y1, edges[start], edges[u])
+        u += 1
+    return count
+
+
+@kernel
+def _mixed_blocks(
     logits: Floats,
     tables: Tables,
     at: Thresholds,
-    floor: np.float32,
+    margin: np.float32,
     work: Workspace,
     t: int,
     columns: tuple[int, int],
     blocks: Ints,
     count: int,
 ) -> int:
-    """Append the blocks of one row of classified cells to `count` others; the new count."""
-    edges, y0, y1 = tables.columns.edges, tables.rows.edges[t], tables.rows.edges[t + 1]
-    u = columns[0]
-    while u < columns[1]:
-        end = _run_end(work.sides, u, columns[1])
-        side, x0, x1 = work.sides[u], edges[u], edges[end]
-        if side == _MIXED:
-            _evaluate(logits, tables, at, floor, work, t, u, end)
-            for y in range(y0, y1):
-                count = _pixel_blocks(work.values[y - y0, x0:x1], y, x0, at, blocks, count)
-        elif side == _ALL and x0 < x1 and y0 < y1:
-            count = _append(blocks, count, y0, y1, x0, x1)
-        u = end
-    return count
-
-
-@kernel
-def _pixel_blocks(values: Floats, y: int, x0: int, at: Thresholds, blocks: Ints, count: int) -> int:
-    """Append the runs of some evaluated pixels of row y, the first of which is x0."""
-    x = 0
-    while x < len(values):
-        start = x
-        while x < len(values) and values[x] > at.middle:
-            x += 1
-        if start < x:
-            count = _append(blocks, count, y, y + 1, x0 + start, x0 + x)
-        x += 1
+    """Append the runs of pixels in mixed cells of one row to `count` others; the new count."""
+    places, row, weights = work.places, work.values, tables.rows.weights
+    found = _mix_columns(logits, tables.columns, work, t, columns[0], columns[1])
+    for y in range(tables.rows.edges[t], tables.rows.edges[t + 1]):
+        if not _mix_rows(work.mixed, weights[:, y], at, margin, row, found)[3]:
+            _settle(logits, tables, at, margin, work, y, found)
+        i = 0
+        while i < found:
+            start = i
+            while i < found and row[i] > at.middle and places[i] - places[start] == i - start:
+                i += 1
+            if start < i:
+                count = _append(blocks, count, y, y + 1, places[start], places[i - 1] + 1)
+            else:
+                i += 1
     return count
 
 
@@ -241,74 +293,84 @@ def _append(blocks: Ints, count: int, y0: int, y1: int, x0: int, x1: int) -> int
 
 
 @kernel
-def _run_end(sides: Ints, u: int, end: int) -> int:
-    """One past the last cell of the run of equal sides that begins at u."""
-    side = sides[u]
-    u += 1
-    while u < end and sides[u] == side:
-        u += 1
-    return u
-
-
-@kernel
-def _evaluate(
+def _mix_columns(
     logits: Floats,
-    tables: Tables,
-    at: Thresholds,
-    floor: np.float32,
+    columns: Axis,
     work: Workspace,
     t: int,
     first: int,
     end: int,
-) -> None:
-    """Fill `work.values[: cell height, its columns]` for the cells (t, first) to (t, end - 1).
+) -> int:
+    """Mix three rows of samples, from t on, for the columns of pixels in mixed cells; their number.
 
-    The values are on the official side of each threshold; they need not be the official values.
+    Fills `work.places` and `work.mixed`.
     """
-    size = np.float32(0)
-    for u in range(first, end + TAPS - 1):
-        size = max(size, work.greatest[u], -work.least[u])
-    margin = size * _MARGIN + floor
-    y0, x0, x1 = tables.rows.edges[t], tables.columns.edges[first], tables.columns.edges[end]
-    _mix_columns(logits, tables.columns, work.mixed, t, x0, x1)
-    for y in range(y0, tables.rows.edges[t + 1]):
-        if _mix_rows(tables.rows, work, y, y - y0, x0, x1, at, margin):
-            for x in range(x0, x1):
-                if _is_near(work.values[y - y0, x], at, margin):
-                    work.values[y - y0, x] = _official_logit(logits, tables, y, x)
-
-
-@kernel
-def _mix_columns(logits: Floats, columns: Axis, mixed: Floats, t: int, x0: int, x1: int) -> None:
-    """Fill `mixed` (3, Q) with the three rows of samples from t on, at pixels x0 to x1."""
-    starts, weights = columns.starts, columns.weights
-    for x in range(x0, x1):
-        u, a, b, c = starts[x], weights[0, x], weights[1, x], weights[2, x]
-        for row in range(TAPS):
-            left, middle, right = logits[t + row, u], logits[t + row, u + 1], logits[t + row, u + 2]
-            mixed[row, x] = a * left + b * middle + c * right
+    edges, weights, places, mixed = columns.edges, columns.weights, work.places, work.mixed
+    count = 0
+    for word in range(first // 8, (end + 7) // 8):
+        if not work.words[word] & _ANY_MIXED:
+            continue
+        for u in range(max(first, 8 * word), min(end, 8 * word + 8)):
+            if work.sides[u] != _MIXED:
+                continue
+            a0, a1, a2 = logits[t, u], logits[t, u + 1], logits[t, u + 2]
+            b0, b1, b2 = logits[t + 1, u], logits[t + 1, u + 1], logits[t + 1, u + 2]
+            c0, c1, c2 = logits[t + 2, u], logits[t + 2, u + 1], logits[t + 2, u + 2]
+            for x in range(edges[u], edges[u + 1]):
+                left, middle, right = weights[0, x], weights[1, x], weights[2, x]
+                places[count] = x
+                mixed[0, count] = left * a0 + middle * a1 + right * a2
+                mixed[1, count] = left * b0 + middle * b1 + right * b2
+                mixed[2, count] = left * c0 + middle * c1 + right * c2
+                count += 1
+    mixed[:, count : _padded(count)] = -_LARGEST
+    return count
 
 
 @kernel
 def _mix_rows(
-    rows: Axis,
-    work: Workspace,
-    y: int,
-    row: int,
-    x0: int,
-    x1: int,
+    mixed: Floats,
+    weights: Floats,
     at: Thresholds,
     margin: np.float32,
-) -> bool:
-    """Fill a row of `work.values` with pixels (y, x0) to (y, x1 - 1); whether any is near."""
-    mixed, values = work.mixed, work.values
-    a, b, c = rows.weights[0, y], rows.weights[1, y], rows.weights[2, y]
-    near = 0
-    for x in range(x0, x1):
-        value = a * mixed[0, x] + b * mixed[1, x] + c * mixed[2, x]
-        values[row, x] = value
-        near |= _is_near(value, at, margin)
-    return near != 0
+    values: Floats,
+    count: int,
+) -> tuple[np.int32, np.int32, np.int32, bool]:
+    """Fill `values` with `count` pixels of a row; how many of them lie above each threshold.
+
+    And whether that is sure: none is so near a threshold that rounding could matter.
+    """
+    a, b, c = weights[0], weights[1], weights[2]
+    # Sums as wide as the values, or the loop is not compiled to vector instructions.
+    low, middle, high, reached = np.int32(0), np.int32(0), np.int32(0), np.int32(0)
+    for i in range(_padded(count)):
+        value = a * mixed[0, i] + b * mixed[1, i] + c * mixed[2, i]
+        values[i] = value
+        low += np.int32(value - at.low > margin)
+        middle += np.int32(value - at.middle > margin)
+        high += np.int32(value - at.high > margin)
+        # "not below", so that NaN counts as near.
+        reached += np.int32(not (value - at.low < -margin))
+        reached += np.int32(not (value - at.middle < -margin))
+        reached += np.int32(not (value - at.high < -margin))
+    return low, middle, high, bool(low + middle + high == reached)
+
+
+@kernel
+def _settle(
+    logits: Floats,
+    tables: Tables,
+    at: Thresholds,
+    margin: np.float32,
+    work: Workspace,
+    y: int,
+    count: int,
+) -> None:
+    """Replace the values of row y that are near a threshold by the official ones."""
+    values = work.values
+    for i in range(count):
+        if _is_near(values[i], at, margin):
+            values[i] = _official_logit(logits, tables, y, work.places[i])
 
 
 @kernel

@@ -15,6 +15,10 @@ CPU_PROMPTS = 8
 """Prompts decoded at once on a CPU: more of them leave its cache and are slower."""
 
 
+GPU_DRAWN = 32
+"""Prompts whose masks are drawn at once on a GPU: intermediate results of up to 0.7 GB."""
+
+
 class MaskLogits(NamedTuple):
     """Masks of some prompts, by prompt and then by channel; all but the logits on the CPU."""
 
@@ -38,7 +42,7 @@ class MaskDecoder:
         self.prompts = Decoder(sam)
         self.upscaling = Upscaling(sam.mask_decoder)
         # One by one the intermediate results of a prompt stay in a CPU's cache.
-        self.masks_at_once = 1 if on_cpu else prompts_at_once
+        self.drawn_at_once = 1 if on_cpu else min(prompts_at_once, GPU_DRAWN)
 
 
 class CropLogits:
@@ -87,13 +91,22 @@ class CropLogits:
 
     def _draw(self, decoded: Decoded, rows: Tensor, channels: Tensor) -> Tensor:
         """Logits of masks by row of `decoded`, ascending, and channel."""
-        size = (LOGITS_PER_TOKEN * side for side in self._shared.shape[:2])
-        logits = self._shared.new_empty(len(rows), *size)
-        at_once = self._decoder.masks_at_once
-        for start in range(0, len(decoded.predicted_iou), at_once):
-            chunk = slice(start, start + at_once)
-            mine = (rows >= start) & (rows < start + at_once)
-            if mine.any():
-                drawn = self._decoder.upscaling(self._shared, decoded, chunk, grid=self._grid)
-                logits[mine.to(logits.device)] = drawn[rows[mine] - start, channels[mine]]
+        height, width = (LOGITS_PER_TOKEN * side for side in self._shared.shape[:2])
+        logits = self._shared.new_empty(len(rows), height, width)
+        prompts = torch.unique(rows)
+        for start in range(0, len(prompts), self._decoder.drawn_at_once):
+            some = prompts[start : start + self._decoder.drawn_at_once]
+            drawn = self._decoder.upscaling(self._shared, decoded, _index(some), grid=self._grid)
+            first, end = torch.searchsorted(rows, torch.stack([some[0], some[-1] + 1])).tolist()
+            wanted = (
+                torch.searchsorted(some, rows[first:end]) * drawn.shape[1] + channels[first:end]
+            )
+            planes = drawn.view(-1, height, width)
+            torch.index_select(planes, 0, wanted.to(planes.device), out=logits[first:end])
         return logits
+
+
+def _index(rows: Tensor) -> Tensor | slice:
+    """Ascending rows as a slice if they are consecutive: that copies nothing."""
+    first, last = int(rows[0]), int(rows[-1])
+    return slice(first, last + 1) if last - first == len(rows) - 1 else rows

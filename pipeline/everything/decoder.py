@@ -243,4 +243,6 @@ def _inverse_spread(
     """
     gram = directions @ directions.mT
     product = cross.baddbmm_(gram, mixed, beta=2).mul_(mixed).sum(1)
-    return product.add_(square).div_(directions.shape[-1]).add_(eps).rsqrt_()[:, None]
+    # Rounding can take the mean square of tokens that are nearly constant below 0.
+    mean = product.add_(square).div_(directions.shape[-1]).clamp_min_(0)
+    return mean.add_(eps).rsqrt_()[:, None]

@@ -8,9 +8,7 @@ Letters: M masks, h x w samples, H x W pixels.
 """
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -69,20 +67,8 @@ def _by_cells(
         np.float32(mask_threshold + offset),
     )
 
-    def tally(part: slice) -> None:
-        tally_masks(samples[part], resampling.tables, at, workspace(resampling), tallies[part])
-
-    parts = _parts(len(samples), torch.get_num_threads())
-    with ThreadPoolExecutor(len(parts)) as threads:
-        list(threads.map(tally, parts))
+    tally_masks(samples, resampling.tables, at, workspace(resampling), tallies)
     return _scores(tallies)
-
-
-def _parts(masks: int, threads: int) -> list[slice]:
-    """Equal shares of the masks, at least one and no more than one per thread."""
-    count = max(1, min(masks, threads))
-    bounds = [masks * part // count for part in range(count + 1)]
-    return [slice(start, end) for start, end in pairwise(bounds)]
 
 
 def _scores(tallies: npt.NDArray[np.int64]) -> Scores:

@@ -21,6 +21,6 @@ class Scratch:
         count = math.prod(shape)
         buffer = self._buffers.get(name)
         if buffer is None or buffer.numel() < count:
-            buffer = torch.empty(count, device=self._device)
+            buffer = torch.empty(count, dtype=torch.float32, device=self._device)
             self._buffers[name] = buffer
         return buffer[:count].view(shape)

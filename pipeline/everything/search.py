@@ -83,7 +83,9 @@ class Search:
             offset=amg.stability_score_offset,
         )
         stability, boxes = scores.stability.cpu(), scores.boxes.cpu()
-        passing = ~is_box_near_crop_edge(boxes, list(crop.box), [0, 0, width, height])
+        passing = torch.ones(len(boxes), dtype=torch.bool)
+        if crop.size != shape:
+            passing = ~is_box_near_crop_edge(boxes, list(crop.box), [0, 0, width, height])
         if amg.stability_score_thresh > 0:
             passing &= stability >= amg.stability_score_thresh
         scored = Scored(drawn.prompts, drawn.channels, drawn.predicted_iou, stability, boxes)
