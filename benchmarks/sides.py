@@ -19,7 +19,7 @@ from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
 from samprior.pipeline.amg_settings import AmgSettings
-from samprior.pipeline.everything.crop_logits import CropLogits
+from samprior.pipeline.everything.crop_logits import CropLogits, MaskLogits
 from samprior.pipeline.everything.crops import Crop, plan_crops
 from samprior.pipeline.everything.decoder import Decoded, Decoder
 from samprior.pipeline.everything.engine import EverythingEngine
@@ -130,11 +130,13 @@ class Bench:
         engine = EverythingEngine(self.sam, self.amg, **settings)
         if self.embedding is not None:
             engine.encoder = _GivenEmbedding(self.embedding, self.sam.image_encoder.img_size)
+        decoder = engine.search.decoder
         if self.scene is not None:
-            decoder = engine.search.decoder
-            real = (decoder.prompts, decoder.upscaling) if self.decodes else (None, None)
-            decoder.prompts = _ScenePrompts(self.scene, real[0])
-            decoder.upscaling = _SceneUpscaling(self.scene, real[1])
+            decoder.prompts = _ScenePrompts(self.scene, decoder.prompts)
+            decoder.upscaling = _SceneUpscaling(self.scene, decoder.upscaling)
+        if not self.decodes:
+            given = _GivenLogits(decoder.crop(self.crop, self.embedding[0]), self)
+            decoder.crop = lambda crop, embedding: given
         return engine
 
     def official_decoding(self, *, at_once: int) -> Callable[[], None]:
@@ -157,7 +159,7 @@ class Bench:
 
         @torch.no_grad()
         def decode() -> None:
-            logits = CropLogits(decoder, self.crop, embedding[0])
+            logits = decoder.crop(self.crop, embedding[0])
             for prompts in torch.arange(len(self.crop.points)).split(decoder.prompts_at_once):
                 logits.above(prompts, threshold)
 
@@ -230,37 +232,49 @@ class _Seen(NamedTuple):
 
     predicted_iou: Tensor
     prompts: Tensor
-    decoded: Decoded | None
+    decoded: Decoded
+
+
+class _GivenLogits:
+    """Stands for `CropLogits`: masks that were drawn before, of the default threshold."""
+
+    def __init__(self, logits: CropLogits, bench: Bench) -> None:
+        self.resampling, self.again = logits.resampling, logits.again
+        at_once = EverythingEngine(bench.sam, bench.amg).search.decoder.prompts_at_once
+        prompts = torch.arange(len(bench.crop.points)).split(at_once)
+        self._drawn = {
+            int(some[0]): logits.above(some, bench.amg.pred_iou_thresh) for some in prompts
+        }
+
+    def above(self, prompts: Tensor, threshold: float) -> MaskLogits:
+        return self._drawn[int(prompts[0])]
 
 
 class _ScenePrompts:
-    """The engine's decoder, if any, and then the scene's predicted IoUs."""
+    """The engine's decoder, and then the scene's predicted IoUs."""
 
-    def __init__(self, scene: scenes.Scene, decoder: Decoder | None) -> None:
+    def __init__(self, scene: scenes.Scene, decoder: Decoder) -> None:
         self._scene, self._decoder = scene, decoder
 
-    def image(self, embedding: Tensor) -> ImageSide | None:
-        return None if self._decoder is None else self._decoder.image(embedding)
+    def image(self, embedding: Tensor) -> ImageSide:
+        return self._decoder.image(embedding)
 
-    def __call__(self, image: ImageSide | None, points: Tensor) -> _Seen:
-        decoded = None if self._decoder is None else self._decoder(image, points)
+    def __call__(self, image: ImageSide, points: Tensor) -> _Seen:
+        decoded = self._decoder(image, points)
         prompts = self._scene.prompts_at(points)
         return _Seen(self._scene.predicted_iou[prompts], prompts, decoded)
 
 
 class _SceneUpscaling:
-    """The engine's upscaling, if any, and then the scene's logits."""
+    """The engine's upscaling, and then the scene's logits."""
 
-    def __init__(self, scene: scenes.Scene, upscaling: Upscaling | None) -> None:
+    def __init__(self, scene: scenes.Scene, upscaling: Upscaling) -> None:
         self._scene, self._upscaling = scene, upscaling
 
-    def image(self, image: ImageSide | None, **places: Any) -> Tensor:  # noqa: ANN401
-        if self._upscaling is None:
-            return self._scene.maps.new_empty(*places["wanted"], 1)
+    def image(self, image: ImageSide, **places: Any) -> Tensor:  # noqa: ANN401
         return self._upscaling.image(image, **places)
 
     def __call__(self, shared: Tensor, seen: _Seen, chunk: slice, **places: Any) -> Tensor:  # noqa: ANN401
-        if self._upscaling is not None:
-            self._upscaling(shared, seen.decoded, chunk, **places)
+        self._upscaling(shared, seen.decoded, chunk, **places)
         rows, columns = (LOGITS_PER_TOKEN * side for side in shared.shape[:2])
         return self._scene.logits(seen.prompts[chunk], rows=rows, columns=columns)

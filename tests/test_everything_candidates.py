@@ -41,7 +41,7 @@ def collect(scored: Scored, *, held_bytes: int) -> tuple[Scored, list[Tensor], l
     most = 0
     for start in range(0, len(scored), 7):
         part = scored.select(torch.arange(start, min(start + 7, len(scored))))
-        found.add(part, logits_of(part.prompts))
+        found.add(part, logits_of(part.prompts), torch.arange(len(part)))
         most = max(most, found.held_bytes)
     return *found.kept(redraw), again, most
 
@@ -75,7 +75,7 @@ def test_a_candidate_that_is_kept_after_all_is_drawn_again() -> None:
     found, again = Candidates(nms_thresh=0.4, held_bytes=PLANE_BYTES), []
     for row in range(4):
         part = scored.select(torch.tensor([row]))
-        found.add(part, logits_of(part.prompts))
+        found.add(part, logits_of(part.prompts), torch.arange(len(part)))
 
     def redraw(prompts: Tensor, channels: Tensor) -> Tensor:
         again.extend(zip(prompts.tolist(), channels.tolist(), strict=True))
@@ -89,7 +89,7 @@ def test_a_candidate_that_is_kept_after_all_is_drawn_again() -> None:
 
 def test_nothing_found_is_a_result() -> None:
     found = Candidates(nms_thresh=0.5)
-    found.add(some_scored(0, 0), torch.zeros(0, 4, 4))
+    found.add(some_scored(0, 0), torch.zeros(3, 4, 4), torch.arange(0))
     kept, logits = found.kept(lambda prompts, channels: torch.zeros(0, 4, 4))
     assert len(kept) == 0
     assert logits == []

@@ -20,7 +20,6 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 
 from samprior.pipeline.amg_settings import AmgSettings
-from samprior.pipeline.everything import search
 from samprior.pipeline.everything.crop_logits import MaskLogits
 from samprior.pipeline.everything.crops import Crop
 from samprior.pipeline.everything.engine import EverythingEngine
@@ -134,7 +133,7 @@ def both(
     image = np.zeros((*scene.size, 3), np.uint8)
     engine = EverythingEngine(sam, amg)
     monkeypatch.setattr(engine, "encoder", lambda inputs: torch.zeros(1, 1, 1, 1))
-    monkeypatch.setattr(search, "CropLogits", lambda decoder, crop, _: SceneLogits(scene, crop))
+    monkeypatch.setattr(engine.search.decoder, "crop", lambda crop, _: SceneLogits(scene, crop))
     yield engine(image)
     official = OfficialEngine(sam, amg)
     predictor = official._generator.predictor

@@ -122,7 +122,7 @@ def test_values_near_thresholds_are_pytorchs_bit_for_bit(
         for y, t in enumerate(rows.starts):
             cells._classify(samples, at, margin, work, t, 0, len(columns.edges) - 1)
             count = cells._mix_columns(samples, columns, work, t, 0, len(columns.edges) - 1)
-            cells._mix_rows(work.mixed, rows.weights[:, y], at, margin, work.values, count)
+            cells._mix_rows(work.mixed, tuple(rows.weights[:, y]), at, margin, work.values, count)
             cells._settle(samples, tables, at, margin, work, y, count)
             found[y, work.places[:count]] = work.values[:count]
         compared, differ = found.size, np.count_nonzero(found != wanted.numpy())

@@ -7,7 +7,7 @@ NMS would drop so far are let go; should one of them be kept after all, it is dr
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -48,6 +48,24 @@ class Scored:
         return self.prompts, self.channels, self.predicted_iou, self.stability, self.boxes
 
 
+class _Held(NamedTuple):
+    """Logits at hand."""
+
+    rows: Tensor
+    """int64 (M,): the candidates they are of."""
+    places: Tensor
+    """int64 (M,): where each has its own."""
+    logits: Tensor
+    """(L, h, w), maybe of other masks too."""
+
+    def select(self, wanted: Tensor) -> "_Held":
+        """Only some of the candidates, boolean (M,), and only their logits."""
+        if len(self.logits) == len(wanted) and bool(wanted.all()):
+            return self
+        logits = self.logits[self.places[wanted].to(self.logits.device)]
+        return _Held(self.rows[wanted], torch.arange(len(logits)), logits)
+
+
 class Candidates:
     """Collects candidates; `kept` gives those that NMS keeps, with their logits."""
 
@@ -55,20 +73,20 @@ class Candidates:
         self._nms_thresh = nms_thresh
         self._limit_bytes = held_bytes
         self._scored: Scored | None = None
-        self._held: list[tuple[Tensor, Tensor]] = []
+        self._held: list[_Held] = []
 
-    def add(self, scored: Scored, logits: Tensor) -> None:
-        """More candidates with their logits (M, h, w), in the official order."""
+    def add(self, scored: Scored, logits: Tensor, places: Tensor) -> None:
+        """More candidates in the official order, whose logits are some `places` of (L, h, w)."""
         before = 0 if self._scored is None else len(self._scored)
         self._scored = scored if self._scored is None else self._scored.extended(scored)
-        self._held.append((torch.arange(before, before + len(scored)), logits))
+        self._held.append(_Held(torch.arange(before, before + len(scored)), places, logits))
         if self.held_bytes > self._limit_bytes:
             self._let_go()
 
     @property
     def held_bytes(self) -> int:
         """Bytes of all logits at hand."""
-        return sum(logits.nbytes for _, logits in self._held)
+        return sum(held.logits.nbytes for held in self._held)
 
     def kept(self, redraw: Callable[[Tensor, Tensor], Tensor]) -> tuple[Scored, list[Tensor]]:
         """What NMS keeps, best first, and the logits (h, w) of each.
@@ -76,13 +94,12 @@ class Candidates:
         `redraw` gives the logits (M, h, w) of prompts (M,) and channels (M,), for those that were
         let go.
         """
-        if self._scored is None:
-            raise ValueError("nothing was added")
+        assert self._scored is not None
         keep = self._surviving()
         logits = {
-            int(row): plane
-            for rows, held in self._held
-            for row, plane in zip(rows, held, strict=True)
+            row: held.logits[place]
+            for held in self._held
+            for row, place in zip(held.rows.tolist(), held.places.tolist(), strict=True)
         }
         missing = [row for row in keep.tolist() if row not in logits]
         if missing:
@@ -103,10 +120,6 @@ class Candidates:
 
     def _let_go(self) -> None:
         keep = self._surviving()
-        held = []
-        for rows, logits in self._held:
-            wanted = torch.isin(rows, keep)
-            held.append((rows[wanted], logits[wanted.to(logits.device)]))
-        self._held = held
+        self._held = [held.select(torch.isin(held.rows, keep)) for held in self._held]
         # What is left is no duplicate; looking again before as much has come would find little.
         self._limit_bytes = max(self._limit_bytes, 2 * self.held_bytes)

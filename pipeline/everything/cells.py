@@ -50,14 +50,16 @@ def tally_masks(
     """
     rows, columns = tables.rows, tables.columns
     cells = len(columns.edges) - 1
+    reach = np.empty(logits.shape[1], np.int32)
     for k in range(len(logits)):
         samples, tally = logits[k], tallies[k]
         tally[:] = 0
         tally[X0], tally[Y0] = len(columns.starts), len(rows.starts)
         tally[X1], tally[Y1] = -1, -1
         margin = _margin(samples)
+        _count_reaching(samples, at, margin, reach)
         for t in range(len(rows.edges) - 1):
-            if rows.edges[t] == rows.edges[t + 1]:
+            if rows.edges[t] == rows.edges[t + 1] or not (reach[t] | reach[t + 1] | reach[t + 2]):
                 continue
             seen = _classify(samples, at, margin, work, t, 0, cells)
             if seen & _SETTLED:
@@ -115,6 +117,17 @@ def _margin(logits: Floats) -> np.float32:
             largest = max(largest, np.int32(bits & np.int32(0x7FFFFFFF)))
     size = np.int32(largest).view(np.float32)
     return size * _MARGIN + _MARGIN_LEAST if size <= _LARGEST else _NO_BOUND
+
+
+@kernel
+def _count_reaching(logits: Floats, at: Thresholds, margin: np.float32, reach: Ints) -> None:
+    """Fill `reach` with how many samples of each row are not below the lowest threshold."""
+    for t in range(logits.shape[0]):
+        count = np.int32(0)
+        for u in range(logits.shape[1]):
+            # "not below", so that NaN counts.
+            count += np.int32(not (logits[t, u] - at.low < -margin))
+        reach[t] = count
 
 
 @kernel
@@ -205,8 +218,10 @@ def _tally_mixed(
     lower, inside, upper = np.int32(0), np.int32(0), np.int32(0)
     x0, y0, x1, y1 = tally[X0], tally[Y0], tally[X1], tally[Y1]
     count = _mix_columns(logits, tables.columns, work, t, 0, cells)
+    mixed = work.mixed
     for y in range(tables.rows.edges[t], tables.rows.edges[t + 1]):
-        low, middle, high, sure = _mix_rows(work.mixed, weights[:, y], at, margin, row, count)
+        mix = weights[0, y], weights[1, y], weights[2, y]
+        low, middle, high, sure = _mix_rows(mixed, mix, at, margin, row, count)
         if not sure:
             _settle(logits, tables, at, margin, work, y, count)
             low, middle, high = np.int32(0), np.int32(0), np.int32(0)
@@ -271,7 +286,8 @@ def _mixed_blocks(
     places, row, weights = work.places, work.values, tables.rows.weights
     found = _mix_columns(logits, tables.columns, work, t, columns[0], columns[1])
     for y in range(tables.rows.edges[t], tables.rows.edges[t + 1]):
-        if not _mix_rows(work.mixed, weights[:, y], at, margin, row, found)[3]:
+        mix = weights[0, y], weights[1, y], weights[2, y]
+        if not _mix_rows(work.mixed, mix, at, margin, row, found)[3]:
             _settle(logits, tables, at, margin, work, y, found)
         i = 0
         while i < found:
@@ -305,32 +321,42 @@ def _mix_columns(
 
     Fills `work.places` and `work.mixed`.
     """
-    edges, weights, places, mixed = columns.edges, columns.weights, work.places, work.mixed
-    count = 0
+    count = _list_mixed(columns.edges, work, first, end)
+    starts, weights, places, mixed = columns.starts, columns.weights, work.places, work.mixed
+    upper, middle, lower = logits[t], logits[t + 1], logits[t + 2]
+    for i in range(count):
+        # Unsigned, so that no index counts from the end, or the loop is not compiled to vectors.
+        x = np.uint32(places[i])
+        u = np.uint32(starts[x])
+        v, w = u + np.uint32(1), u + np.uint32(2)
+        a, b, c = weights[0, x], weights[1, x], weights[2, x]
+        mixed[0, i] = a * upper[u] + b * upper[v] + c * upper[w]
+        mixed[1, i] = a * middle[u] + b * middle[v] + c * middle[w]
+        mixed[2, i] = a * lower[u] + b * lower[v] + c * lower[w]
+    for i in range(count, _padded(count)):
+        mixed[0, i] = mixed[1, i] = mixed[2, i] = -_LARGEST  # below all thresholds
+    return count
+
+
+@kernel
+def _list_mixed(edges: Ints, work: Workspace, first: int, end: int) -> int:
+    """Fill `work.places` with the columns of pixels in mixed cells; their number."""
+    sides, places, count = work.sides, work.places, 0
     for word in range(first // 8, (end + 7) // 8):
         if not work.words[word] & _ANY_MIXED:
             continue
         for u in range(max(first, 8 * word), min(end, 8 * word + 8)):
-            if work.sides[u] != _MIXED:
-                continue
-            a0, a1, a2 = logits[t, u], logits[t, u + 1], logits[t, u + 2]
-            b0, b1, b2 = logits[t + 1, u], logits[t + 1, u + 1], logits[t + 1, u + 2]
-            c0, c1, c2 = logits[t + 2, u], logits[t + 2, u + 1], logits[t + 2, u + 2]
-            for x in range(edges[u], edges[u + 1]):
-                left, middle, right = weights[0, x], weights[1, x], weights[2, x]
-                places[count] = x
-                mixed[0, count] = left * a0 + middle * a1 + right * a2
-                mixed[1, count] = left * b0 + middle * b1 + right * b2
-                mixed[2, count] = left * c0 + middle * c1 + right * c2
-                count += 1
-    mixed[:, count : _padded(count)] = -_LARGEST
+            if sides[u] == _MIXED:
+                for x in range(edges[u], edges[u + 1]):
+                    places[count] = x
+                    count += 1
     return count
 
 
 @kernel
 def _mix_rows(
     mixed: Floats,
-    weights: Floats,
+    weights: tuple[np.float32, np.float32, np.float32],
     at: Thresholds,
     margin: np.float32,
     values: Floats,
@@ -340,7 +366,7 @@ def _mix_rows(
 
     And whether that is sure: none is so near a threshold that rounding could matter.
     """
-    a, b, c = weights[0], weights[1], weights[2]
+    a, b, c = weights
     # Sums as wide as the values, or the loop is not compiled to vector instructions.
     low, middle, high, reached = np.int32(0), np.int32(0), np.int32(0), np.int32(0)
     for i in range(_padded(count)):

@@ -44,9 +44,13 @@ class MaskDecoder:
         # One by one the intermediate results of a prompt stay in a CPU's cache.
         self.drawn_at_once = 1 if on_cpu else min(prompts_at_once, GPU_DRAWN)
 
+    def crop(self, crop: Crop, embedding: Tensor) -> "CropLogits":
+        """Take up a crop, from its embedding (C, rows, columns)."""
+        return CropLogits(self, crop, embedding)
+
 
 class CropLogits:
-    """Decodes the prompts of one crop, from its embedding (C, rows, columns)."""
+    """Decodes the prompts of one crop; made by `MaskDecoder.crop`."""
 
     def __init__(self, decoder: MaskDecoder, crop: Crop, embedding: Tensor) -> None:
         self._decoder = decoder

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from samprior.pipeline.amg_settings import AmgSettings
 from samprior.pipeline.everything.candidates import Candidates, Scored
-from samprior.pipeline.everything.crop_logits import CropLogits, MaskDecoder, MaskLogits
+from samprior.pipeline.everything.crop_logits import MaskDecoder, MaskLogits
 from samprior.pipeline.everything.crops import Crop
 from samprior.pipeline.everything.raster import Box
 from samprior.pipeline.everything.resampling import TAPS, Axis, Resampling
@@ -61,7 +61,7 @@ class Search:
 
         Best first, as NMS leaves them.
         """
-        logits = CropLogits(self.decoder, crop, embedding)
+        logits = self.decoder.crop(crop, embedding)
         found = Candidates(nms_thresh=self._amg.box_nms_thresh)
         for prompts in torch.split(torch.arange(len(crop.points)), self.decoder.prompts_at_once):
             drawn = logits.above(prompts, self._amg.pred_iou_thresh)
@@ -73,8 +73,8 @@ class Search:
 
     def _passing(
         self, drawn: MaskLogits, resampling: Resampling, crop: Crop, shape: tuple[int, int]
-    ) -> tuple[Scored, Tensor]:
-        """The masks that are stable and don't end at a crop's edge, with their logits."""
+    ) -> tuple[Scored, Tensor, Tensor]:
+        """The masks that are stable and don't end at a crop's edge, as `Candidates` take them."""
         amg, (height, width) = self._amg, shape
         scores = score_masks(
             drawn.logits,
@@ -89,7 +89,8 @@ class Search:
         if amg.stability_score_thresh > 0:
             passing &= stability >= amg.stability_score_thresh
         scored = Scored(drawn.prompts, drawn.channels, drawn.predicted_iou, stability, boxes)
-        return scored.select(passing), drawn.logits[passing.to(drawn.logits.device)]
+        places = torch.flatten(passing.nonzero())
+        return scored.select(places), drawn.logits, places
 
 
 def _found(crop: Crop, resampling: Resampling, scored: Scored, row: int, logits: Tensor) -> Found:
