@@ -1,9 +1,10 @@
-"""Decoder outputs that look like SAM's without a checkpoint, for benchmarks/everything.py.
+"""Outputs of a decoder without a checkpoint, made of regions, for benchmarks/everything.py.
 
 Random weights give noise: hardly a mask passes the filters, or all do, and borders are as long as
 the picture is large. What follows the decoder would then do too little or too much. A `Scene` says
 instead what every prompt sees: three nested superpixel regions around it, as logits of a signed
-distance with SAM-like slopes, and predicted IoUs of which some 40 % pass the usual threshold.
+distance with slopes that spread the stability around 0.95, and predicted IoUs of which some 40 %
+pass the usual threshold. How far SAM's own outputs are from that was not checked.
 
 P prompts, R regions, S samples of a side of the decoder's logits.
 """
@@ -22,7 +23,7 @@ from samprior.pipeline.everything.crops import Crop
 from samprior.storage.images import Rgb
 
 REGIONS = {"levels": (6, 30, 120), "scale": 10.0, "sigma": 0.5, "min_area": 0.0005}
-"""Settings of the superpixel segmenter: some 150 regions, of the sizes that SAM finds."""
+"""Settings of the superpixel segmenter: some 150 regions, small to large."""
 
 MASKS_PER_PROMPT = 3
 

@@ -17,3 +17,9 @@ def check_float(name: str, value: object, low: float) -> None:
     if not right or not math.isfinite(value) or value < low:  # type: ignore[arg-type, operator]
         wanted = "finite" if low == -math.inf else f"at least {low:g}"
         raise UsageError(f"{name} must be a number, {wanted}, got {value!r}")
+
+
+def check_bool(name: str, value: object) -> None:
+    """Raise UsageError unless `value` is true or false."""
+    if not isinstance(value, bool):
+        raise UsageError(f"{name} must be true or false, got {value!r}")

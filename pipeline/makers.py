@@ -128,7 +128,7 @@ def segmenter_maker(
     SAM's official checkpoint is downloaded here, once, and not by every worker.
 
     Raises:
-        UsageError: an unknown segmenter or setting.
+        UsageError: an unknown segmenter or setting, or one that the device can't do.
         CheckpointError: the checkpoint can't be had.
     """
     values = dict(_parsed(setting) for setting in settings)
@@ -145,9 +145,18 @@ def segmenter_maker(
         option = sorted(doubled)[0]
         raise UsageError(f"--set {option}=... has an option of its own: use --{option}")
     wanted = segmenter_settings(name, **own, **values)
+    if precision == "float16":
+        _refuse_on_cpu(device)
     if checkpoint is None:
         fetch_checkpoint(model, progress=progress)
     return Segmented(wanted)
+
+
+def _refuse_on_cpu(device: str | None) -> None:
+    from samprior.pipeline.sam import pick_device
+
+    if pick_device(device) == "cpu":
+        raise UsageError("--precision float16 is for GPUs; on a CPU use bfloat16 or float32")
 
 
 def worker_pool(maker: MaskMaker, workers: int | None = None) -> tuple[int, float]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from samprior.pipeline.amg_settings import AmgSettings
 from samprior.pipeline.checkpoints import CHECKPOINTS, checkpoint_digest, fetch_checkpoint
-from samprior.pipeline.checks import check_int
+from samprior.pipeline.checks import check_bool, check_int
 from samprior.storage.choices import check_choice
 from samprior.storage.errors import UsageError
 
@@ -91,6 +91,7 @@ class SamSettings:
     def __post_init__(self) -> None:
         check_choice("engine", self.engine, ENGINES)
         check_choice("precision", self.precision, PRECISIONS)
+        check_bool("compile", self.compile)
         if self.images_at_once is not None:
             check_int("images_at_once", self.images_at_once, 1)
         if self.engine == "official":

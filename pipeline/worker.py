@@ -5,13 +5,13 @@ The same class lives in a Ray actor or, with `workers=0`, in the process of the 
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from samprior.pipeline.datasets import Pair
 from samprior.pipeline.plan import ShardPlan, Source, input_bytes
+from samprior.pipeline.shortages import is_of_the_gpu, is_out_of_memory
 from samprior.storage.errors import ImageError, StoreError
 from samprior.storage.images import Rgb, read_rgb
 from samprior.storage.manifest import Inputs, Receipt
@@ -85,6 +85,7 @@ class ShardWorker:
         self.on_image: Callable[[], None] | None = None
         self.images_done = 0
         self.masks_of: MasksOf | None = None
+        self._notes: list[str] = []
 
     def load(self) -> None:
         """Build the maker, unless that is done.
@@ -109,8 +110,10 @@ class ShardWorker:
         quarantined = dict(skip or {})
         self.images_done = len(quarantined)
         wanted = [pair for pair in shard.pairs if pair.key not in quarantined]
-        for start in range(0, len(wanted), self._images_at_once):
-            for pair, made in self._made(wanted[start : start + self._images_at_once]):
+        while wanted:
+            # Asked each time: a segmenter that runs out of memory goes on with fewer.
+            batch, wanted = wanted[: self._images_at_once], wanted[self._images_at_once :]
+            for pair, made in self._made(batch):
                 if isinstance(made, Record):
                     records.append(made)
                 else:
@@ -125,13 +128,18 @@ class ShardWorker:
             paired=self.paired,
             inputs={pair.key: inputs_of(self.maker, pair) for pair in shard.pairs},
             quarantined=quarantined,
-            notes=self.masks_of.take_notes() if isinstance(self.masks_of, ManyMasksOf) else (),
+            notes=self._take_notes(),
         )
 
     def probe(self, pair: Pair) -> None:
         """Segment one image and store nothing: whether it kills this process."""
         self.load()
         list(self._made([pair]))
+
+    def _take_notes(self) -> tuple[str, ...]:
+        notes, self._notes = tuple(self._notes), []
+        theirs = self.masks_of.take_notes() if isinstance(self.masks_of, ManyMasksOf) else ()
+        return notes + theirs
 
     @property
     def _images_at_once(self) -> int:
@@ -172,8 +180,11 @@ class ShardWorker:
         pairs = [pair for pair, _ in read]
         if isinstance(masks_of, ManyMasksOf) and len(pairs) > 1:
             # If one picture fails all are done again one by one, which tells the one.
-            with suppress(Exception):
+            try:
                 return list(masks_of.many(pairs, sources))
+            except Exception as error:
+                keys = f"{pairs[0].key} to {pairs[-1].key}"
+                self._notes.append(f"batch {keys} done one by one: {_reason(error)}")
         return [
             _tried(pair, partial(masks_of, pair, image))
             for pair, image in zip(pairs, sources, strict=True)
@@ -192,18 +203,24 @@ def _tried(pair: Pair, work: Callable[[], T]) -> T | str:
         # What the machine lacks at the moment says nothing against the image.
         if isinstance(error, OSError):
             raise
-        if _is_out_of_memory(error):
+        if is_out_of_memory(error):
             raise StoreError(
                 f"out of memory at {pair.key}; finished shards are kept. Run again with fewer "
                 "--workers, or where there is more"
             ) from error
+        if is_of_the_gpu(error):
+            raise StoreError(
+                f"the GPU failed at {pair.key} ({_first_line(error)}); finished shards are kept. "
+                "Run the same command again"
+            ) from error
         return _reason(error)
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    # torch's class by name, since most segmenters never import torch.
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-
-
 def _reason(error: Exception) -> str:
-    return str(error) if isinstance(error, ImageError) else f"{type(error).__name__}: {error}"
+    if isinstance(error, ImageError):
+        return str(error)
+    return f"{type(error).__name__}: {_first_line(error)}"
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "")

@@ -88,7 +88,7 @@ def test_a_candidate_that_is_kept_after_all_is_drawn_again() -> None:
 
 
 def test_nothing_found_is_a_result() -> None:
-    found = Candidates(nms_thresh=0.5)
+    found = Candidates(nms_thresh=0.5, held_bytes=10**9)
     found.add(some_scored(0, 0), torch.zeros(3, 4, 4), torch.arange(0))
     kept, logits = found.kept(lambda prompts, channels: torch.zeros(0, 4, 4))
     assert len(kept) == 0

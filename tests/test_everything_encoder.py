@@ -184,7 +184,7 @@ def test_warming_up_without_compiling_does_nothing() -> None:
     sam = small_sam()
     encoder = Encoder(sam)
     sam.image_encoder.patch_embed = nn.Module()  # can't be called
-    encoder.warm_up(2)
+    encoder.warm_up(BatchSize(current=2))
 
 
 @pytest.mark.slow
@@ -195,7 +195,7 @@ def test_compiled_embeddings_are_the_official_ones() -> None:
     inputs = images(sam, 2)
     wanted = exact(sam, inputs)
     encoder = Encoder(sam, compile=True)
-    encoder.warm_up(2)
+    encoder.warm_up(BatchSize(current=2))
     assert error(encoder(inputs), wanted) < 2 * error(sam.image_encoder(inputs), wanted)
 
 

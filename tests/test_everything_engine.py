@@ -10,7 +10,9 @@ from segment_anything.modeling import Sam
 
 from samprior.pipeline.amg_settings import AmgSettings
 from samprior.pipeline.everything import encoder
+from samprior.pipeline.everything.crop_logits import CropLogits
 from samprior.pipeline.everything.engine import EverythingEngine
+from samprior.pipeline.everything.search import Search
 from samprior.pipeline.official_engine import OfficialEngine
 from samprior.pipeline.sam import load_sam, random_sam
 from samprior.pipeline.sam_segmenter import PRECISIONS
@@ -144,7 +146,7 @@ def test_extreme_and_usual_shapes_at_full_size(full_size_sam: Sam, shape: tuple[
 def test_a_random_vit_b_gives_the_official_masks() -> None:
     sam = random_sam(0, model="vit_b")
     image = picture(200, 320)
-    amg = AmgSettings(**LOOSE | {"points_per_side": 4, "stability_score_thresh": 0.0})
+    amg = AmgSettings(**ALL | {"points_per_side": 4, "pred_iou_thresh": 0.5})
     official = OfficialEngine(sam, amg)(image)
     assert len(official) > 10
     assert differing_pixels(EverythingEngine(sam, amg)(image), official) <= few(official)
@@ -180,6 +182,35 @@ def test_a_batch_too_large_for_the_memory_is_halved_and_noted(sam: Sam) -> None:
     assert "halved to 2" in first
     assert "halved to 1" in second
     assert engine.take_notes() == ()
+
+
+def test_little_memory_for_candidates_changes_nothing_but_rounding(
+    sam: Sam, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without any, all but what NMS keeps so far is let go, and drawn again if it is kept."""
+    again, drawn_again = CropLogits.again, []
+
+    def counted(logits: CropLogits, prompts: torch.Tensor, channels: torch.Tensor) -> torch.Tensor:
+        drawn_again.append(len(prompts))
+        return again(logits, prompts, channels)
+
+    monkeypatch.setattr(CropLogits, "again", counted)
+    for seed in range(4):
+        image, amg = picture(90, 130, seed), AmgSettings(**LOOSE | {"box_nms_thresh": 0.3})
+        engine = EverythingEngine(sam, amg)
+        usual = engine(image)
+        engine.search = Search(sam, amg, held_bytes=0)
+        assert differing_pixels(engine(image), usual) <= few(usual)
+    assert sum(drawn_again) > 0
+
+
+def test_sixteen_bits_that_overflow_are_told(sam: Sam, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = EverythingEngine(sam, AmgSettings(**LOOSE), precision="bfloat16")
+    monkeypatch.setattr(
+        sam.image_encoder.neck[3], "bias", torch.nn.Parameter(torch.tensor(torch.inf))
+    )
+    with pytest.raises(ImageError, match="overflowed in bfloat16"):
+        engine(picture(50, 60))
 
 
 def test_prompts_at_once_change_nothing_but_rounding(sam: Sam) -> None:
@@ -241,7 +272,7 @@ def vit_h_checkpoint(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.timeout(1800)
 def test_vit_h_from_a_checkpoint_to_masks(vit_h_checkpoint: Path) -> None:
     image = picture(180, 320)
-    settings = LOOSE | {"points_per_side": 4, "stability_score_thresh": 0.0}
+    settings = ALL | {"points_per_side": 4, "pred_iou_thresh": 0.5}
     segment = build_segmenter(
         "sam", model="vit_h", checkpoint=vit_h_checkpoint, device="cpu", **settings
     )

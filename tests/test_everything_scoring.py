@@ -87,7 +87,7 @@ def noise(rng: np.random.Generator, side: int) -> Tensor:
 
 
 def human_masks(shared_data: Path, side: int, count: int) -> Tensor:
-    """Logits like SAM's: blurred signed distances, in samples, to human segmentations."""
+    """Blurred signed distances, in samples, to human segmentations."""
     logits: list[npt.NDArray[np.float32]] = []
     for path in sorted((shared_data / "bsds500" / "train").rglob("*.npz")):
         segments = np.load(path)["segmentations"][0]
@@ -221,16 +221,6 @@ def test_no_masks_have_no_scores() -> None:
     for score in score_masks, scoring._by_chunks:
         scores = score(torch.zeros(0, 64, 64), resampling, mask_threshold=0.0, offset=1.0)
         assert_same(scores, Scores(torch.zeros(0), torch.zeros(0).long(), torch.zeros(0, 4).long()))
-
-
-def test_threads_change_nothing(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-    resampling = resampling_of(90, 130, 256)
-    logits = noise(rng, 64)[:5]
-    at = {"mask_threshold": 0.0, "offset": 1.0}
-    alone = score_masks(logits, resampling, **at)
-    for threads in (1, 3, 16):
-        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        assert_same(score_masks(logits, resampling, **at), alone)
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -29,6 +29,8 @@ class Batches:
     error: Exception = field(default_factory=lambda: ValueError("a black corner"))
     sizes: list[int] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    shrinks: bool = False
+    """Whether it takes one picture less at a time after each call, as when memory runs out."""
 
     def describe(self) -> dict[str, Any]:
         return {"segmenter": "batches"}
@@ -44,6 +46,7 @@ class Batches:
 
     def many(self, pairs: Sequence[Pair], images: Sequence[Rgb]) -> Iterator[MaskSet]:
         self.sizes.append(len(images))
+        self.images_at_once = max(1, self.images_at_once - self.shrinks)
         for image in images:
             if not image[0, 0].any():
                 raise self.error
@@ -88,21 +91,41 @@ def test_pictures_come_in_batches_and_masks_go_to_their_pictures(
         assert record.masks.columns["mean"][0] == record.clean.mean()
 
 
+def test_no_picture_is_lost_when_batches_become_smaller(tmp_path: Path, pairs: list[Pair]) -> None:
+    maker = Batches(shrinks=True)
+    receipt = write(tmp_path / "out", pairs, maker)
+    assert receipt.keys == tuple("0123456")
+    assert receipt.notes == ()
+    assert maker.sizes == [3, 2, 1, 1]
+
+
 def test_one_bad_picture_of_a_batch_costs_only_itself(tmp_path: Path, pairs: list[Pair]) -> None:
     blacken(pairs[1])
     pairs[4].clean.write_bytes(b"no picture")
     receipt = write(tmp_path / "out", pairs, Batches())
     assert receipt.keys == tuple("02356")
     assert receipt.quarantined["1"] == "ValueError: a black corner"
+    assert receipt.notes == ("batch 0 to 2 done one by one: ValueError: a black corner",)
     assert str(pairs[4].clean) in receipt.quarantined["4"]
 
 
-def test_memory_that_runs_out_at_a_single_picture_stops_the_shard(
-    tmp_path: Path, pairs: list[Pair]
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (torch.OutOfMemoryError(), "out of memory at 1"),
+        (MemoryError(), "out of memory at 1"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate"), "out of memory at 1"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"), "out of memory at 1"),
+        (RuntimeError("CUDA error: an illegal memory access"), "the GPU failed at 1"),
+    ],
+)
+def test_what_the_machine_lacks_stops_the_shard_and_quarantines_nothing(
+    tmp_path: Path, pairs: list[Pair], error: Exception, message: str
 ) -> None:
     blacken(pairs[1])
-    with pytest.raises(StoreError, match="out of memory at 1"):
-        write(tmp_path / "out", pairs, Batches(error=torch.OutOfMemoryError()))
+    with pytest.raises(StoreError, match=message) as told:
+        write(tmp_path / "out", pairs, Batches(error=error))
+    assert len(str(told.value).splitlines()) == 1
 
 
 def test_notes_are_in_the_receipt_of_their_shard(tmp_path: Path, pairs: list[Pair]) -> None:

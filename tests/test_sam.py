@@ -253,6 +253,7 @@ def test_checkpoints_of_something_else_show_where_they_differ(tmp_path: Path, sa
         ({"engine": "quick"}, "Known: fast, official"),
         ({"precision": "int8"}, "Known: float32"),
         ({"images_at_once": 0}, "images_at_once"),
+        ({"compile": "no"}, "compile must be true or false, got 'no'"),
         ({"engine": "official", "precision": "bfloat16"}, "precision is a setting of engine=fast"),
         ({"engine": "official", "compile": True}, "compile is a setting of engine=fast"),
         ({"points_per_side": 0}, "points_per_side"),

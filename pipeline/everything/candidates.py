@@ -62,14 +62,22 @@ class _Held(NamedTuple):
         """Only some of the candidates, boolean (M,), and only their logits."""
         if len(self.logits) == len(wanted) and bool(wanted.all()):
             return self
-        logits = self.logits[self.places[wanted].to(self.logits.device)]
+        logits = _planes(self.logits, self.places[wanted])
         return _Held(self.rows[wanted], torch.arange(len(logits)), logits)
+
+
+def _planes(logits: Tensor, places: Tensor) -> Tensor:
+    """Some of the logits (L, h, w), copied."""
+    if logits.device.type == "cpu":
+        # By NumPy: for so little PyTorch would wake its threads, which then wait in a busy loop.
+        return torch.from_numpy(logits.numpy()[places.numpy()])
+    return logits[places.to(logits.device)]
 
 
 class Candidates:
     """Collects candidates; `kept` gives those that NMS keeps, with their logits."""
 
-    def __init__(self, *, nms_thresh: float, held_bytes: int = HELD_BYTES) -> None:
+    def __init__(self, *, nms_thresh: float, held_bytes: int) -> None:
         self._nms_thresh = nms_thresh
         self._limit_bytes = held_bytes
         self._scored: Scored | None = None

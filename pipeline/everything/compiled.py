@@ -27,6 +27,7 @@ class Thresholds(NamedTuple):
     high: np.float32
 
 
+# Numba doesn't see a change here: after one, delete the kernels' files (__pycache__/cells.*.nb*).
 PADDING = 64
 """Loops over buffers run to a multiple of this: four vectors of float32, as compilers unroll."""
 

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from segment_anything.modeling import Sam
-from segment_anything.modeling.transformer import Attention
-from torch import Tensor
+from torch import Tensor, nn
 
 from samprior.pipeline.everything.image_side import ImageSide, Projection, Weights
 from samprior.pipeline.everything.products import (
@@ -95,16 +94,21 @@ class Decoder:
         layer = self.weights.first
         tokens = layer.norm1(layer.self_attn(q=prompts, k=prompts, v=prompts))
         asked = layer.cross_attn_token_to_image
-        scores = self._scores("scores", self._queries(asked, tokens + prompts), image.first_keys)
+        scores = self._scores(
+            "scores", self._divided(asked.q_proj, tokens + prompts), image.first_keys
+        )
         heard = pooled(softmax_over_image(scores), image.first_values)
         tokens = layer.norm2(tokens + asked.out_proj(_merged(heard)))
         tokens = layer.norm3(tokens + layer.mlp(tokens))
 
         asking = layer.cross_attn_image_to_token
-        keys, values = self._keys(asking, tokens + prompts), self._split(asking.v_proj(tokens))
+        keys, values = (
+            self._divided(asking.k_proj, tokens + prompts),
+            self._split(asking.v_proj(tokens)),
+        )
         scores = self._scores("scores", keys, image.first_queries)
         num_prompts, num_mixed, num_image = scores.shape
-        # Room for the second layer's, so that both are one matrix later.
+        # With room for the second layer's, so that both are one matrix later.
         room = self._scratch("coefficients", num_prompts, 2 * num_mixed + 1, num_image)
         mixed = softmax_over_tokens(scores, heads=self.weights.num_heads, out=room[:, :num_mixed])
         directions = _directions(values, self.weights.first_out)
@@ -121,14 +125,14 @@ class Decoder:
         asking = tokens + prompts
         tokens = layer.norm1(tokens + layer.self_attn(q=asking, k=asking, v=tokens))
         asked = layer.cross_attn_token_to_image
-        queries = self._queries(asked, tokens + prompts)
+        queries = self._divided(asked.q_proj, tokens + prompts)
         scores = self._moved_scores(queries, image.second_keys, at)
         heard = self._moved_values(scores, image.second_values, at, before.bias)
         tokens = layer.norm2(tokens + asked.out_proj(heard))
         tokens = layer.norm3(tokens + layer.mlp(tokens))
 
         asking_image = layer.cross_attn_image_to_token
-        keys = self._keys(asking_image, tokens + prompts)
+        keys = self._divided(asking_image.k_proj, tokens + prompts)
         own = self._split(asking_image.v_proj(tokens))
         scores = self._moved_scores(keys, image.second_queries, at)
         return tokens, self._moved_image(image, scores, values, own, at)
@@ -139,6 +143,7 @@ class Decoder:
         """The image's tokens after the second layer, from its scores and both layers' values."""
         norm, constant = self.weights.second.norm4, self.weights.constant
         num_prompts, num_mixed, num_image = scores.shape
+        # The memory that the first layer left room in, with its own coefficients.
         mixed = self._scratch("coefficients", num_prompts, 2 * num_mixed + 1, num_image)
         softmax_over_tokens(
             scores, heads=self.weights.num_heads, out=mixed[:, num_mixed : 2 * num_mixed]
@@ -168,26 +173,21 @@ class Decoder:
         # The IoU token and the mask tokens but the first, which is for unambiguous prompts.
         read = [0, *range(2, decoder.num_mask_tokens + 1)]
         tokens, asking = tokens[:, read], (tokens + prompts)[:, read]
-        scores = self._moved_scores(self._queries(final, asking), image.final_keys, at)
+        scores = self._moved_scores(self._divided(final.q_proj, asking), image.final_keys, at)
         shift = self.weights.second.norm4.bias
         heard = self._moved_values(scores, image.final_values, at, shift)
         tokens = self.weights.final_norm(tokens + final.out_proj(heard))
-        mixers: Sequence[torch.nn.Module] = decoder.output_hypernetworks_mlps[1:]
+        mixers: Sequence[nn.Module] = decoder.output_hypernetworks_mlps[1:]
         return Decoded(
             decoder.iou_prediction_head(tokens[:, 0])[:, 1:],
             torch.stack([mix(tokens[:, 1 + k]) for k, mix in enumerate(mixers)], dim=1),
             at,
         )
 
-    def _queries(self, attention: Attention, tokens: Tensor) -> Tensor:
-        """(P, h, T, d) divided by the root of d, which the softmax wants."""
-        queries = self._split(attention.q_proj(tokens))
-        return queries / math.sqrt(queries.shape[-1])
-
-    def _keys(self, attention: Attention, tokens: Tensor) -> Tensor:
-        """As `_queries`, of the attention that the image asks."""
-        keys = self._split(attention.k_proj(tokens))
-        return keys / math.sqrt(keys.shape[-1])
+    def _divided(self, layer: nn.Linear, tokens: Tensor) -> Tensor:
+        """(P, h, T, d) queries or keys, divided by the root of d, which the softmax wants."""
+        projected = self._split(layer(tokens))
+        return projected / math.sqrt(projected.shape[-1])
 
     def _split(self, projected: Tensor) -> Tensor:
         """(P, T, h·d) to (P, h, T, d)."""

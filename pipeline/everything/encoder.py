@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from samprior.pipeline.everything.attention import RelativePositions, Window, attend, on_cpu
 from samprior.pipeline.everything.linear import linear
+from samprior.pipeline.shortages import is_out_of_memory
 from samprior.storage.choices import check_choice
-from samprior.storage.errors import UsageError
+from samprior.storage.errors import ImageError, UsageError
 
 PRECISIONS = {
     "float32": torch.float32,
@@ -77,16 +78,17 @@ class Encoder:
         self._module: ImageEncoderViT = sam.image_encoder
         self._device: torch.device = sam.device
         self._compiled = compile
+        self._precision = precision
         dtype = PRECISIONS[precision]
         with torch.no_grad():
             self._blocks = [
                 _read_block(block, self._module, dtype) for block in self._module.blocks
             ]
-        self._project_qkv = torch.compile(project_qkv, dynamic=False) if compile else project_qkv
-        self._mlp = torch.compile(mlp, dynamic=False) if compile else mlp
+        self._project_qkv = torch.compile(project_qkv) if compile else project_qkv
+        self._mlp = torch.compile(mlp) if compile else mlp
         # On a CPU the attention is a loop of large products: nothing to fuse, much to unroll.
         fuse = compile and self._device.type != "cpu"
-        self._attend = torch.compile(attend, dynamic=False) if fuse else attend
+        self._attend = torch.compile(attend) if fuse else attend
 
     @torch.no_grad()
     def __call__(self, inputs: Tensor) -> Tensor:
@@ -105,13 +107,23 @@ class Encoder:
             self._run_block(x, block)
         # Channels apart again: with them side by side oneDNN's 3x3 convolution has twice the error.
         embeddings: Tensor = self._module.neck(x.permute(0, 3, 1, 2).contiguous())
+        # Comparisons with NaN are false: such an embedding would pass for a picture without masks.
+        if self._precision != "float32" and not bool(embeddings.isfinite().all()):
+            raise ImageError(
+                f"the encoder overflowed in {self._precision}; use --precision bfloat16 or float32"
+            )
         return embeddings
 
-    def warm_up(self, batch_size: int) -> None:
-        """Compile for batches of `batch_size` images; without `compile` there is nothing to do."""
+    def warm_up(self, batch_size: "BatchSize") -> None:
+        """Compile with a batch of empty images, fewer if they don't fit; nothing without `compile`.
+
+        Other sizes of batches compile once more, for all sizes.
+        """
         if self._compiled:
             side = self._module.img_size
-            self(torch.zeros(batch_size, 3, side, side, device=self._device))
+            empty = torch.zeros(1, 3, side, side, device=self._device)
+            for _ in encode_batches(self, [empty] * batch_size.current, batch_size=batch_size):
+                pass
 
     def _run_block(self, x: Tensor, block: EncoderBlock) -> None:
         """Change the tokens x (B, H, W, C) float32 in place into those behind the block."""
@@ -192,9 +204,9 @@ class BatchSize:
         if self.current < 1:
             raise UsageError(f"the encoder's batch must hold at least 1 image, got {self.current}")
 
-    def halve(self) -> None:
-        """Go on with half as many images, and note it."""
-        self.current //= 2
+    def halve(self, tried: int) -> None:
+        """Go on with half of the `tried` images, and note it."""
+        self.current = tried // 2
         self.notes.append(f"encoder batch halved to {self.current}: out of memory")
 
 
@@ -218,9 +230,10 @@ def encode_batches(
         waiting += islice(coming, max(0, batch_size.current - len(waiting)))
         if not waiting:
             return
-        embeddings = _encode(encoder, waiting[: batch_size.current])
+        batch = waiting[: batch_size.current]
+        embeddings = _encode(encoder, batch)
         if embeddings is None:
-            batch_size.halve()
+            batch_size.halve(len(batch))
             # The failed attempt left blocks of its own sizes, too small for the next one.
             torch.cuda.empty_cache()
             continue
@@ -236,12 +249,6 @@ def _encode(encoder: Callable[[Tensor], Tensor], inputs: Sequence[Tensor]) -> Te
     try:
         return encoder(torch.cat(list(inputs)))
     except (RuntimeError, MemoryError) as error:
-        if len(inputs) == 1 or not _is_out_of_memory(error):
+        if len(inputs) == 1 or not is_out_of_memory(error):
             raise
         return None
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    # On a CPU torch raises a plain RuntimeError that names its allocator.
-    kinds = (torch.OutOfMemoryError, MemoryError)
-    return isinstance(error, kinds) or "DefaultCPUAllocator" in str(error)

@@ -16,6 +16,7 @@ from samprior.pipeline.amg_settings import AmgSettings
 from samprior.pipeline.everything.assembly import assemble
 from samprior.pipeline.everything.crops import Crop, plan_crops
 from samprior.pipeline.everything.encoder import BatchSize, Encoder, encode_batches
+from samprior.pipeline.everything.raster import load_kernels
 from samprior.pipeline.everything.search import Search
 from samprior.storage import MaskSet
 from samprior.storage.errors import UsageError
@@ -34,7 +35,7 @@ class EverythingEngine:
         precision: float32, or bfloat16 or float16 for the encoder's matrix products.
         images_at_once: encoder inputs (pictures, or crops of them) per batch; fewer when memory
             runs out.
-        compile: compile the encoder, here, for that batch.
+        compile: compile the encoder, here, with that batch.
 
     Raises:
         UsageError: a precision that the device lacks, or a model of another build than SAM's.
@@ -52,10 +53,11 @@ class EverythingEngine:
         self._sam = sam
         self._amg = amg
         self.encoder = Encoder(sam, precision=precision, compile=compile)
-        self.encoder.warm_up(images_at_once)
-        self.search = Search(sam, amg)
-        self._scale = ResizeLongestSide(sam.image_encoder.img_size)
         self._batch = BatchSize(current=images_at_once)
+        self.encoder.warm_up(self._batch)
+        self.search = Search(sam, amg)
+        load_kernels()
+        self._scale = ResizeLongestSide(sam.image_encoder.img_size)
         self._notes_taken = 0
 
     @property

@@ -46,6 +46,7 @@ class Weights:
     """(C,) centred: the first norm's shift and the second output projection's bias."""
 
     @classmethod
+    @torch.no_grad()
     def of(cls, decoder: MaskDecoder) -> Self:
         """Prepare a decoder's weights; the decoder is not changed.
 

@@ -1,7 +1,8 @@
 """The decoder's products of prompts with what they share, and its two softmaxes.
 
-On a CPU each prompt is a product of its own: a batched one would copy the shared matrix for every
-prompt. On a GPU it is one launch, and the copies cost less than as many launches.
+On a CPU each prompt is a product of its own, whose result goes to its place at once. On a GPU,
+where as many launches would cost more than the work, all prompts are the rows of one product per
+head, which is put in order afterwards.
 
 Letters: P prompts, T tokens of a prompt, h heads of d channels, J = h·T, N image tokens.
 """
@@ -17,7 +18,8 @@ def shared_products(queries: Tensor, shared: Tensor, *, out: Tensor) -> Tensor:
         for one, there in zip(queries, into, strict=True):
             torch.bmm(one, shared, out=there)
     else:
-        into.copy_(queries @ shared)
+        rows = queries.transpose(0, 1).flatten(1, 2)  # (h, P·T, d)
+        into.copy_(_prompts_first(torch.bmm(rows, shared), len(queries)))
     return out
 
 
@@ -26,7 +28,8 @@ def pooled(weights: Tensor, shared: Tensor) -> Tensor:
     heads = by_head(weights, len(shared))
     if _one_by_one(weights):
         return torch.stack([torch.bmm(one, shared.mT) for one in heads])
-    return heads @ shared.mT
+    rows = heads.transpose(0, 1).flatten(1, 2)  # (h, P·T, N)
+    return _prompts_first(torch.bmm(rows, shared.mT), len(weights)).contiguous()
 
 
 def softmax_over_image(scores: Tensor) -> Tensor:
@@ -49,6 +52,12 @@ def by_head(matrix: Tensor, heads: int) -> Tensor:
     """(P, J, N) to (P, h, T, N), a view."""
     prompts, rows, columns = matrix.shape
     return matrix.view(prompts, heads, rows // heads, columns)
+
+
+def _prompts_first(rows: Tensor, prompts: int) -> Tensor:
+    """(h, P·T, X) to (P, h, T, X), a view."""
+    heads, count, columns = rows.shape
+    return rows.view(heads, prompts, count // prompts, columns).transpose(0, 1)
 
 
 def _one_by_one(matrix: Tensor) -> bool:

@@ -19,10 +19,11 @@ from torch import Tensor
 from samprior.pipeline.everything.cells import mask_blocks
 from samprior.pipeline.everything.compiled import kernel, workspace
 from samprior.pipeline.everything.resampling import Axis, Ints, Resampling
+from samprior.pipeline.everything.scoring import score_masks
 from samprior.storage import MaskSet
 from samprior.storage.masks import Bools
 
-Box = tuple[int, int, int, int]
+PixelBox = tuple[int, int, int, int]
 """x0, y0, x1, y1 of a mask in its crop, inclusive, as `Scores.boxes` has them."""
 
 
@@ -40,7 +41,7 @@ class Raster:
         self,
         logits: Tensor,
         resampling: Resampling,
-        box: Box,
+        box: PixelBox,
         *,
         x0: int = 0,
         y0: int = 0,
@@ -89,7 +90,17 @@ class Raster:
         self._num_masks += 1
 
 
-def mask_plane(logits: Tensor, resampling: Resampling, box: Box, *, mask_threshold: float) -> Bools:
+def load_kernels() -> None:
+    """Load the machine code of all kernels; compiled first, for seconds, if it isn't on disk."""
+    resampling = Resampling.of(3, img_size=12, input_size=(12, 12), original_size=(12, 12))
+    logits = torch.ones(1, 3, 3)
+    score_masks(logits, resampling, mask_threshold=0.0, offset=1.0)
+    Raster(12, 12).add(logits[0], resampling, (0, 0, 11, 11), mask_threshold=0.0)
+
+
+def mask_plane(
+    logits: Tensor, resampling: Resampling, box: PixelBox, *, mask_threshold: float
+) -> Bools:
     """One mask as boolean (H, W) of its crop; arguments as for `Raster.add`."""
     plane = np.zeros(resampling.size, np.bool_)
     for y0, y1, x0, x1 in _blocks(logits, resampling, box, mask_threshold).tolist():
@@ -97,7 +108,7 @@ def mask_plane(logits: Tensor, resampling: Resampling, box: Box, *, mask_thresho
     return plane
 
 
-def _blocks(logits: Tensor, resampling: Resampling, box: Box, mask_threshold: float) -> Ints:
+def _blocks(logits: Tensor, resampling: Resampling, box: PixelBox, mask_threshold: float) -> Ints:
     """Disjoint blocks (B, 4) y0, y1, x0, x1 that make up the mask, in its crop."""
     assert logits.dtype == torch.float32, logits.dtype
     x0, y0, x1, y1 = (int(side) for side in box)

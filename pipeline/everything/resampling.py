@@ -205,7 +205,7 @@ def _composed(
 
 @lru_cache(maxsize=1)
 def fused_multiply_add() -> bool:
-    """Whether PyTorch's bilinear resize on this CPU rounds products before it adds them.
+    """Whether PyTorch's bilinear resize on this CPU adds products before they are rounded.
 
     It is compiled several times over and picks a version at run time, so it is asked.
     """

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from segment_anything.utils.amg import batched_mask_to_box, calculate_stability_score
+from segment_anything.utils.amg import batched_mask_to_box
 from torch import Tensor
 
 from samprior.pipeline.everything.cells import TALLY, X0, Y1, tally_masks
@@ -90,7 +90,11 @@ def _by_chunks(
     boxes = [logits.new_empty((0, 4), dtype=torch.int64)]
     for values in _resized(logits, resampling):
         masks = values > mask_threshold
-        stability.append(calculate_stability_score(values, mask_threshold, offset))
+        lower, upper = (
+            (values > mask_threshold + away).sum((1, 2), dtype=torch.int32)
+            for away in (-offset, offset)
+        )
+        stability.append(upper / lower)
         areas.append(masks.sum((1, 2)))
         boxes.append(batched_mask_to_box(masks))
     return Scores(stability=torch.cat(stability), areas=torch.cat(areas), boxes=torch.cat(boxes))

@@ -9,7 +9,8 @@ from torch import Tensor
 class Scratch:
     """Float32 buffers by name; a buffer grows to the largest shape that was asked for.
 
-    What a buffer held is lost when the same name is asked for again.
+    Asked for again with the same shape, a buffer is the same memory with what was written to it;
+    with another shape, that is lost.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -6,16 +6,17 @@ a filter drops is not computed further.
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from segment_anything.modeling import Sam
 from segment_anything.utils.amg import is_box_near_crop_edge
 from torch import Tensor
 
 from samprior.pipeline.amg_settings import AmgSettings
-from samprior.pipeline.everything.candidates import Candidates, Scored
+from samprior.pipeline.everything.candidates import HELD_BYTES, Candidates, Scored
 from samprior.pipeline.everything.crop_logits import MaskDecoder, MaskLogits
 from samprior.pipeline.everything.crops import Crop
-from samprior.pipeline.everything.raster import Box
+from samprior.pipeline.everything.raster import PixelBox
 from samprior.pipeline.everything.resampling import TAPS, Axis, Resampling
 from samprior.pipeline.everything.scoring import score_masks
 
@@ -26,7 +27,7 @@ class Found:
 
     crop: Crop
     resampling: Resampling
-    box: Box
+    box: PixelBox
     """x0, y0, x1, y1 in pixels of the crop, x1 and y1 inside the mask."""
     point: tuple[float, float]
     """The prompt's x and y in pixels of the picture."""
@@ -41,17 +42,18 @@ class Found:
     def logits(self) -> Tensor:
         """(h, w) with the patch in its place, and zeros where nobody looks."""
         resampling, (top, left) = self.resampling, self.corner
-        logits = torch.zeros(resampling.rows_needed, resampling.columns_needed)
+        logits = np.zeros((resampling.rows_needed, resampling.columns_needed), np.float32)
         height, width = self.patch.shape
-        logits[top : top + height, left : left + width] = self.patch
-        return logits
+        logits[top : top + height, left : left + width] = self.patch.numpy()
+        return torch.from_numpy(logits)
 
 
 class Search:
     """Finds the masks of crops with one SAM and one set of settings."""
 
-    def __init__(self, sam: Sam, amg: AmgSettings) -> None:
+    def __init__(self, sam: Sam, amg: AmgSettings, *, held_bytes: int = HELD_BYTES) -> None:
         self._amg = amg
+        self._held_bytes = held_bytes
         self._mask_threshold: float = sam.mask_threshold
         self.decoder = MaskDecoder(sam, prompts_at_once=amg.points_per_batch)
 
@@ -62,7 +64,7 @@ class Search:
         Best first, as NMS leaves them.
         """
         logits = self.decoder.crop(crop, embedding)
-        found = Candidates(nms_thresh=self._amg.box_nms_thresh)
+        found = Candidates(nms_thresh=self._amg.box_nms_thresh, held_bytes=self._held_bytes)
         for prompts in torch.split(torch.arange(len(crop.points)), self.decoder.prompts_at_once):
             drawn = logits.above(prompts, self._amg.pred_iou_thresh)
             found.add(*self._passing(drawn, logits.resampling, crop, shape))
