@@ -10,7 +10,7 @@ from segment_anything.modeling import Sam
 
 from samprior.pipeline.amg_settings import AmgSettings
 from samprior.pipeline.everything import encoder
-from samprior.pipeline.everything.crop_logits import CropLogits
+from samprior.pipeline.everything.crops import plan_crops
 from samprior.pipeline.everything.engine import EverythingEngine
 from samprior.pipeline.everything.search import Search
 from samprior.pipeline.official_engine import OfficialEngine
@@ -184,33 +184,32 @@ def test_a_batch_too_large_for_the_memory_is_halved_and_noted(sam: Sam) -> None:
     assert engine.take_notes() == ()
 
 
-def test_little_memory_for_candidates_changes_nothing_but_rounding(
-    sam: Sam, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Without any, all but what NMS keeps so far is let go, and drawn again if it is kept."""
-    again, drawn_again = CropLogits.again, []
-
-    def counted(logits: CropLogits, prompts: torch.Tensor, channels: torch.Tensor) -> torch.Tensor:
-        drawn_again.append(len(prompts))
-        return again(logits, prompts, channels)
-
-    monkeypatch.setattr(CropLogits, "again", counted)
+def test_little_memory_for_candidates_changes_nothing_but_rounding(sam: Sam) -> None:
+    amg = AmgSettings(**LOOSE | {"box_nms_thresh": 0.3})
     for seed in range(4):
-        image, amg = picture(90, 130, seed), AmgSettings(**LOOSE | {"box_nms_thresh": 0.3})
-        engine = EverythingEngine(sam, amg)
+        image, engine = picture(90, 130, seed), EverythingEngine(sam, amg)
         usual = engine(image)
         engine.search = Search(sam, amg, held_bytes=0)
         assert differing_pixels(engine(image), usual) <= few(usual)
-    assert sum(drawn_again) > 0
 
 
-def test_sixteen_bits_that_overflow_are_told(sam: Sam, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = EverythingEngine(sam, AmgSettings(**LOOSE), precision="bfloat16")
-    monkeypatch.setattr(
-        sam.image_encoder.neck[3], "bias", torch.nn.Parameter(torch.tensor(torch.inf))
-    )
+def test_masks_drawn_again_are_the_same(sam: Sam) -> None:
+    engine, image = EverythingEngine(sam, AmgSettings(**ALL)), picture(90, 130)
+    (crop,) = plan_crops((90, 130), AmgSettings(**ALL), input_side=256)
+    embedding = engine.encoder(engine.encoder_input(image, crop))[0]
+    logits = engine.search.decoder.crop(crop, embedding)
+    first = torch.cat([logits.above(part, 0.0).logits for part in torch.arange(36).split(8)])
+    prompts, channels = torch.tensor([30, 2, 2, 35, 0, 7, 8, 9, 21, 2]), torch.arange(10) % 3
+    again = logits.again(prompts, channels)
+    assert torch.allclose(again, first[3 * prompts + channels], rtol=1e-4, atol=1e-3)
+
+
+def test_sixteen_bits_that_overflow_are_told() -> None:
+    sam = random_sam(0)
+    with torch.no_grad():
+        sam.image_encoder.neck[3].bias.fill_(torch.inf)
     with pytest.raises(ImageError, match="overflowed in bfloat16"):
-        engine(picture(50, 60))
+        EverythingEngine(sam, AmgSettings(**LOOSE), precision="bfloat16")(picture(50, 60))
 
 
 def test_prompts_at_once_change_nothing_but_rounding(sam: Sam) -> None:

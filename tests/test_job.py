@@ -300,11 +300,13 @@ def test_the_estimate_measures_probes_and_writes_nothing(tmp_path: Path, pairs: 
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_the_official_sam_s_masks_end_in_the_store(tmp_path: Path, pairs: list[Pair]) -> None:
-    """The package's own classes and generator, with few random weights."""
+@pytest.mark.parametrize("engine", ["fast", "official"])
+def test_sam_s_masks_end_in_the_store(tmp_path: Path, pairs: list[Pair], engine: str) -> None:
+    """The official classes, with few random weights."""
     settings = segmenter_settings(
         "sam",
         model=random_sam(0),
+        engine=engine,
         points_per_side=4,
         pred_iou_thresh=-10.0,
         stability_score_thresh=0.0,
@@ -312,7 +314,7 @@ def test_the_official_sam_s_masks_end_in_the_store(tmp_path: Path, pairs: list[P
     run(tmp_path / "out", pairs[:4], Segmented(settings))
     segment = settings.build()
     store = MaskStore.open(tmp_path / "out")
-    assert store.header.made_of["segmenter"]["engine"] == "official"
+    assert store.header.made_of["segmenter"]["engine"] == engine
     assert sum(len(record.masks) for record in store) > 4
     for record, pair in zip(store, pairs[:4], strict=True):
         masks = segment(read_rgb(pair.clean))
