@@ -123,7 +123,13 @@ class Bench:
             decoder = _SceneMaskDecoder(self.scene, decoder if self.decodes else None)
         sam = Sam(encoder, self.sam.prompt_encoder, decoder, list(PIXEL_MEAN), list(PIXEL_STD))
         chosen = {"points_per_batch": self.amg.points_per_batch, **self.amg.describe(), **settings}
-        return SamAutomaticMaskGenerator(sam.to(self.sam.device).eval(), **chosen)
+        generator = SamAutomaticMaskGenerator(sam.to(self.sam.device).eval(), **chosen)
+        if not self.decodes:
+            predictor = generator.predictor
+            predictor.set_image(self.photo)
+            predictor.set_image = lambda image: None
+            predictor.reset_image = lambda: None
+        return generator
 
     def samprior(self, **settings: Any) -> EverythingEngine:  # noqa: ANN401
         """The mask engine; `settings` are its arguments beyond `amg`."""
@@ -137,6 +143,8 @@ class Bench:
         if not self.decodes:
             given = _GivenLogits(decoder.crop(self.crop, self.embedding[0]), self)
             decoder.crop = lambda crop, embedding: given
+            inputs = engine.encoder_input(self.photo, self.crop)
+            engine.encoder_input = lambda image, crop: inputs
         return engine
 
     def official_decoding(self, *, at_once: int) -> Callable[[], None]:

@@ -72,12 +72,13 @@ def _by_cells(
 
 
 def _scores(tallies: npt.NDArray[np.int64]) -> Scores:
-    counts = torch.from_numpy(tallies)
+    tallies[tallies[:, 1] == 0, X0 : Y1 + 1] = 0  # an empty mask's box
     # The official code divides int32, which PyTorch does in float32.
-    lower, upper = counts[:, 0].to(torch.int32), counts[:, 2].to(torch.int32)
-    empty = counts[:, 1] == 0
-    boxes = counts[:, X0 : Y1 + 1].masked_fill(empty[:, None], 0)
-    return Scores(stability=upper / lower, areas=counts[:, 1].clone(), boxes=boxes)
+    lower, upper = tallies[:, 0].astype(np.float32), tallies[:, 2].astype(np.float32)
+    with np.errstate(invalid="ignore"):
+        stability = upper / lower
+    counts = torch.from_numpy(tallies)
+    return Scores(torch.from_numpy(stability), counts[:, 1], counts[:, X0 : Y1 + 1])
 
 
 def _by_chunks(
