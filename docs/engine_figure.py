@@ -119,9 +119,10 @@ def _sides(logits: torch.Tensor, resampling: Resampling) -> npt.NDArray[np.int32
     samples, work = logits.numpy(), workspace(resampling)
     at = Thresholds(np.float32(-1), np.float32(0), np.float32(1))
     count = resampling.columns_needed - 2
+    margin = cells._survey(samples, at, np.empty(len(samples), np.int32))
     sides = np.empty((resampling.rows_needed - 2, count), np.int32)
     for t, row in enumerate(sides):
-        cells._classify(samples, at, cells._margin(samples), work, t, 0, count)
+        cells._classify(samples, at, margin, work, t, 0, count)
         row[:] = work.sides[:count]
     return sides
 

@@ -38,6 +38,9 @@ _MARGIN_LEAST = np.float32(1e-37)
 # Larger samples could overflow underway; then, and with NaN, every pixel is left to PyTorch's way.
 _LARGEST = np.float32(1e37)
 _NO_BOUND = np.float32(np.inf)
+# Rows of samples that lie below the lowest threshold by more than this are not looked at, unless a
+# mask's margin is larger.
+_FAR = np.float32(1e-3)
 
 
 @kernel
@@ -56,8 +59,7 @@ def tally_masks(
         tally[:] = 0
         tally[X0], tally[Y0] = len(columns.starts), len(rows.starts)
         tally[X1], tally[Y1] = -1, -1
-        margin = _margin(samples)
-        _count_reaching(samples, at, margin, reach)
+        margin = _survey(samples, at, reach)
         for t in range(len(rows.edges) - 1):
             if rows.edges[t] == rows.edges[t + 1] or not (reach[t] | reach[t + 1] | reach[t + 2]):
                 continue
@@ -82,7 +84,7 @@ def mask_blocks(
     Only cells from `rows[0]` to `rows[1] - 1` and so for columns are looked at.
     """
     at = Thresholds(threshold, threshold, threshold)
-    margin = _margin(logits)
+    margin = _survey(logits, at, np.empty(logits.shape[0], np.int32))
     blocks = np.empty((256, 4), np.int32)
     count = 0
     for t in range(rows[0], rows[1]):
@@ -105,29 +107,27 @@ def _padded(length: int) -> int:
 
 
 @kernel
-def _margin(logits: Floats) -> np.float32:
+def _survey(logits: Floats, at: Thresholds, reach: Ints) -> np.float32:
     """How near to a threshold rounding could matter, for a mask (h, w); infinite if it could fail.
 
-    That is where samples are not ordinary: every pixel is then left to PyTorch's way.
+    That is where samples are not ordinary: every pixel is then left to PyTorch's way. Fills `reach`
+    (h,): 0 for rows of which all samples lie below the lowest threshold by more than that.
     """
     largest = np.int32(0)
     for t in range(logits.shape[0]):
-        for bits in logits[t].view(np.int32):
-            # Of numbers without their sign the bits are in the numbers' order, NaN above all.
-            largest = max(largest, np.int32(bits & np.int32(0x7FFFFFFF)))
-    size = np.int32(largest).view(np.float32)
-    return size * _MARGIN + _MARGIN_LEAST if size <= _LARGEST else _NO_BOUND
-
-
-@kernel
-def _count_reaching(logits: Floats, at: Thresholds, margin: np.float32, reach: Ints) -> None:
-    """Fill `reach` with how many samples of each row are not below the lowest threshold."""
-    for t in range(logits.shape[0]):
+        bits = logits[t].view(np.int32)
         count = np.int32(0)
         for u in range(logits.shape[1]):
+            # Of numbers without their sign the bits are in the numbers' order, NaN above all.
+            largest = max(largest, np.int32(bits[u] & np.int32(0x7FFFFFFF)))
             # "not below", so that NaN counts.
-            count += np.int32(not (logits[t, u] - at.low < -margin))
+            count += np.int32(not (logits[t, u] - at.low < -_FAR))
         reach[t] = count
+    size = np.int32(largest).view(np.float32)
+    margin = size * _MARGIN + _MARGIN_LEAST if size <= _LARGEST else _NO_BOUND
+    if not margin <= _FAR:
+        reach[:] = 1
+    return margin
 
 
 @kernel
