@@ -5,7 +5,7 @@ is hardly ever kept in the end. So when the logits held reach a limit, those of 
 NMS would drop so far are let go; should one of them be kept after all, it is drawn again.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
@@ -39,10 +39,11 @@ class Scored:
         """Some of the rows, by index or boolean."""
         return type(self)(*(column[rows] for column in self._columns()))
 
-    def extended(self, other: Self) -> Self:
-        """These rows, and then others."""
-        pairs = zip(self._columns(), other._columns(), strict=True)
-        return type(self)(*(torch.cat(pair) for pair in pairs))
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """The rows of all parts, at least one, in order."""
+        columns = zip(*(part._columns() for part in parts), strict=True)
+        return cls(*(torch.cat(column) for column in columns))
 
     def _columns(self) -> tuple[Tensor, ...]:
         return self.prompts, self.channels, self.predicted_iou, self.stability, self.boxes
@@ -80,21 +81,21 @@ class Candidates:
     def __init__(self, *, nms_thresh: float, held_bytes: int) -> None:
         self._nms_thresh = nms_thresh
         self._limit_bytes = held_bytes
-        self._scored: Scored | None = None
+        self._parts: list[Scored] = []
+        self._count = 0
         self._held: list[_Held] = []
+        self.held_bytes = 0
+        """Bytes of all logits at hand."""
 
     def add(self, scored: Scored, logits: Tensor, places: Tensor) -> None:
         """More candidates in the official order, whose logits are some `places` of (L, h, w)."""
-        before = 0 if self._scored is None else len(self._scored)
-        self._scored = scored if self._scored is None else self._scored.extended(scored)
-        self._held.append(_Held(torch.arange(before, before + len(scored)), places, logits))
+        rows = torch.arange(self._count, self._count + len(scored))
+        self._parts.append(scored)
+        self._count += len(scored)
+        self._held.append(_Held(rows, places, logits))
+        self.held_bytes += logits.nbytes
         if self.held_bytes > self._limit_bytes:
             self._let_go()
-
-    @property
-    def held_bytes(self) -> int:
-        """Bytes of all logits at hand."""
-        return sum(held.logits.nbytes for held in self._held)
 
     def kept(self, redraw: Callable[[Tensor, Tensor], Tensor]) -> tuple[Scored, list[Tensor]]:
         """What NMS keeps, best first, and the logits (h, w) of each.
@@ -102,8 +103,8 @@ class Candidates:
         `redraw` gives the logits (M, h, w) of prompts (M,) and channels (M,), for those that were
         let go.
         """
-        assert self._scored is not None
-        keep = self._surviving()
+        scored = Scored.joined(self._parts)
+        keep = self._surviving(scored)
         logits = {
             row: held.logits[place]
             for held in self._held
@@ -111,23 +112,23 @@ class Candidates:
         }
         missing = [row for row in keep.tolist() if row not in logits]
         if missing:
-            lost = self._scored.select(torch.tensor(missing))
+            lost = scored.select(torch.tensor(missing))
             logits.update(zip(missing, redraw(lost.prompts, lost.channels), strict=True))
-        return self._scored.select(keep), [logits[row] for row in keep.tolist()]
+        return scored.select(keep), [logits[row] for row in keep.tolist()]
 
-    def _surviving(self) -> Tensor:
+    def _surviving(self, scored: Scored) -> Tensor:
         """Rows that NMS keeps of all so far, best first; the official call."""
-        assert self._scored is not None
         rows: Tensor = batched_nms(
-            self._scored.boxes.float(),
-            self._scored.predicted_iou,
-            torch.zeros(len(self._scored)),
+            scored.boxes.float(),
+            scored.predicted_iou,
+            torch.zeros(len(scored)),
             iou_threshold=self._nms_thresh,
         )
         return rows
 
     def _let_go(self) -> None:
-        keep = self._surviving()
+        keep = self._surviving(Scored.joined(self._parts))
         self._held = [held.select(torch.isin(held.rows, keep)) for held in self._held]
+        self.held_bytes = sum(held.logits.nbytes for held in self._held)
         # What is left is no duplicate; looking again before as much has come would find little.
         self._limit_bytes = max(self._limit_bytes, 2 * self.held_bytes)
