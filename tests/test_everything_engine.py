@@ -72,8 +72,8 @@ def differing_pixels(ours: MaskSet, official: MaskSet) -> int:
 def few(masks: MaskSet) -> int:
     """Two pixels in a million, and at least one: for masks of a single picture.
 
-    Random weights give logits that are normally distributed about the threshold. The official
-    network in float64 changes as many pixels against itself in float32.
+    Random weights give logits that are normally distributed about the threshold, where the
+    rounding of either network decides on some pixels.
     """
     return max(1, round(2e-6 * len(masks) * masks.atoms.size))
 
