@@ -1,0 +1,40 @@
+"""Compile kernels for the CPU where numba is installed; elsewhere they run as they are written.
+
+Kernels keep to arithmetic of int64 so that both ways give the same values, compiled or interpreted
+(about a hundred times slower). Compiled ones release the GIL. Numba costs half a second at its
+import: import modules of kernels where they are first needed.
+"""
+
+import hashlib
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar, cast
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+numba: Any
+try:
+    import numba
+except ImportError:
+    numba = None
+
+
+def kernel(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Compile at the first call, keep the machine code on disk, release the GIL."""
+    if numba is None:
+        return function
+    compiled = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
+    # Machine code holds what it calls, but numba looks for changes in the caller's file only. The
+    # stamp it compares is that of the whole folder here; a test changes a callee.
+    compiled._cache._cache_file._source_stamp = _sources(Path(function.__code__.co_filename).parent)
+    return cast(Callable[Parameters, Result], compiled)
+
+
+@lru_cache
+def _sources(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
