@@ -42,7 +42,8 @@ lint: $(STAMP) links
 	@$(BIN)/codespell
 
 benchmark: $(STAMP)
-	@$(BIN)/python benchmarks/masks.py
+	@$(BIN)/python benchmarks/storage.py
+	@$(BIN)/python benchmarks/loader.py
 	@$(BIN)/python benchmarks/distillation_cost.py
 	@$(BIN)/python benchmarks/everything.py
 

@@ -20,9 +20,16 @@ from typing import Any, Self
 
 from samprior.storage.errors import StoreError
 from samprior.storage.files import sha256_of, write_bytes
+from samprior.storage.places import Place, UnreachableError, joined, open_place
 
-FORMAT_VERSION = 1
-"""Raised when stores written before can no longer be read or added to."""
+FORMAT_VERSION = 2
+"""Of stores that are written now. Raised when what is on disk changes."""
+
+READABLE_VERSIONS = (1, 2)
+"""Formats that can be read; only the newest can be added to."""
+
+RECEIPTS_AT_ONCE = 1024
+"""Receipts held as text while a store is opened; remote ones of a batch are fetched together."""
 
 Json = dict[str, Any]
 
@@ -91,7 +98,7 @@ class Receipt:
         return json.dumps(signed, indent=1, sort_keys=True).encode() + b"\n"
 
     @classmethod
-    def from_json(cls, content: bytes, origin: Path) -> Self:
+    def from_json(cls, content: bytes, origin: str | Path) -> Self:
         """Read `to_json`'s bytes back.
 
         Raises:
@@ -125,22 +132,22 @@ def canonical_json(value: object) -> bytes:
 
 def shard_folder(root: Path, shard: int) -> Path:
     """Where a shard's zarr group lies."""
-    return root / "shards" / f"{shard:06d}"
+    return root / shard_name(shard)
+
+
+def shard_name(shard: int) -> str:
+    """The same, below the store's folder."""
+    return f"shards/{shard:06d}"
 
 
 def receipt_file(root: Path, shard: int) -> Path:
     """Where a shard's receipt lies."""
-    return root / "receipts" / f"{shard:06d}.json"
+    return root / _receipt_name(shard)
 
 
 def receipt_files(root: Path) -> dict[int, Path]:
     """The receipts that are there, by shard, in order; files of other names are none."""
-    files = {
-        int(file.stem): file
-        for file in (root / "receipts").glob("*.json")
-        if file.stem.isdecimal() and file == receipt_file(root, int(file.stem))
-    }
-    return dict(sorted(files.items()))
+    return {shard: receipt_file(root, shard) for shard in _receipt_shards(open_place(root))}
 
 
 def write_header(root: Path, header: Header) -> None:
@@ -152,28 +159,33 @@ def write_header(root: Path, header: Header) -> None:
     _write_group(root / "shards", {})
 
 
-def read_header(root: Path) -> Header:
+def read_header(root: Path | Place) -> Header:
     """Read a store's header.
 
     Raises:
         StoreError: no store there, another format version, or a header that was altered.
+        UnreachableError: an object store didn't answer.
     """
-    file = root / "zarr.json"
+    place = open_place(root)
+    file = joined(place.url, "zarr.json")
     try:
-        record = dict(json.loads(file.read_bytes())["attributes"]["samprior"])
+        record = dict(json.loads(place.read("zarr.json"))["attributes"]["samprior"])
         fingerprint = record.pop("fingerprint")
         header = Header(**record)
     except FileNotFoundError as error:
         raise StoreError(
-            f"{root} is no samprior store: it has no zarr.json; make one with "
+            f"{place.url} is no samprior store: it has no zarr.json; make one with "
             "`samprior precompute --out`"
         ) from error
+    except UnreachableError:
+        raise
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise StoreError(f"{file} holds no samprior header ({error!r})") from error
-    if header.format_version != FORMAT_VERSION:
+    if header.format_version not in READABLE_VERSIONS:
         raise StoreError(
-            f"{root} has store format {header.format_version}, this samprior reads "
-            f"{FORMAT_VERSION}; run `samprior precompute` to a new --out"
+            f"{place.url} has store format {header.format_version}, this samprior reads "
+            f"{' and '.join(map(str, READABLE_VERSIONS))}; use a newer samprior, or run "
+            "`samprior precompute` to a new --out"
         )
     if header.fingerprint != fingerprint:
         raise StoreError(f"{file} was altered: its fingerprint does not fit its content")
@@ -185,33 +197,66 @@ def write_receipt(root: Path, receipt: Receipt) -> None:
     write_bytes(receipt_file(root, receipt.shard), receipt.to_json())
 
 
-def read_receipts(root: Path) -> dict[int, Receipt]:
+def read_receipts(root: Path | Place) -> dict[int, Receipt]:
     """All receipts of a store, by shard, in order.
 
     Raises:
         StoreError: a receipt is damaged, or is that of another shard.
+        UnreachableError: an object store didn't answer.
     """
-    return {shard: read_receipt(root, shard) for shard in receipt_files(root)}
+    place = open_place(root)
+    shards = _receipt_shards(place)
+    receipts: dict[int, Receipt] = {}
+    for first in range(0, len(shards), RECEIPTS_AT_ONCE):
+        receipts |= _read_receipts(place, shards[first : first + RECEIPTS_AT_ONCE])
+    return receipts
 
 
-def read_receipt(root: Path, shard: int) -> Receipt:
+def read_receipt(root: Path | Place, shard: int) -> Receipt:
     """The receipt of one shard.
 
     Raises:
         StoreError: it is missing, damaged, or that of another shard.
+        UnreachableError: an object store didn't answer.
     """
-    file = receipt_file(root, shard)
+    return _read_receipts(open_place(root), [shard])[shard]
+
+
+def _read_receipts(place: Place, shards: list[int]) -> dict[int, Receipt]:
     try:
-        content = file.read_bytes()
+        contents = place.read_many([_receipt_name(shard) for shard in shards])
+    except UnreachableError:
+        raise
     except OSError as error:
-        raise StoreError(f"{file} can't be read ({error})") from error
-    receipt = Receipt.from_json(content, file)
+        raise StoreError(f"a receipt of {place.url} can't be read ({error})") from error
+    return {
+        shard: _parse_receipt(content, shard, joined(place.url, _receipt_name(shard)))
+        for shard, content in zip(shards, contents, strict=True)
+    }
+
+
+def _parse_receipt(content: bytes, shard: int, origin: str) -> Receipt:
+    receipt = Receipt.from_json(content, origin)
     if receipt.shard != shard:
         raise StoreError(
-            f"{file} is the receipt of shard {receipt.shard}; run `samprior verify --repair` on "
+            f"{origin} is the receipt of shard {receipt.shard}; run `samprior verify --repair` on "
             "the store"
         )
     return receipt
+
+
+def _receipt_shards(place: Place) -> list[int]:
+    """Shards that have a receipt, in order; files of other names are none."""
+    numbers = [(name, name.removesuffix(".json")) for name in place.names("receipts")]
+    return sorted(
+        int(number)
+        for name, number in numbers
+        if number.isdecimal() and f"receipts/{name}" == _receipt_name(int(number))
+    )
+
+
+def _receipt_name(shard: int) -> str:
+    return f"receipts/{shard:06d}.json"
 
 
 def digests_of(folder: Path) -> tuple[dict[str, str], int]:

@@ -1,93 +1,104 @@
-"""Read windows of a shard's tiled arrays without zarr-python's overhead of milliseconds a read.
+"""Read windows of tiled arrays: pictures, and the atoms of stores of format 1.
 
-The arrays are standard zarr v3 objects (sharding codec, one object an array); this reads only the
-form that `samprior.storage.writer` writes. The tiles' places are read once; a window is then one
-`pread` per tile. The file is opened for each window, so that no number of shards runs out of file
-descriptors.
+Files of this machine are memory-mapped and uncompressed tiles are cut at memory speed; of an object
+store the tiles that a window touches come in one call. At most `MAX_MAPS` files stay mapped.
 """
 
-import json
-import os
 from itertools import product
-from math import prod
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from numcodecs.zstd import Zstd
 
-_ABSENT = 2**64 - 1
-"""Offset of a tile that was not written because it is zero everywhere."""
+from samprior.storage.arrays import ABSENT, ShardedArray
+from samprior.storage.cache import BoundedCache
+
+MAX_MAPS = 4096
+"""Systems allow a process some 65,000 maps."""
+
+Maps = BoundedCache[npt.NDArray[np.uint8]]
+"""Mapped files by shard and name; each counts 1."""
 
 
 class TiledArray:
-    """One array (n, H, W, ...) of 1 x T x T tiles; safe to read from several threads.
+    """One array (n, H, W, ...) of 1 x T x T tiles; safe to read from several threads."""
 
-    Raises:
-        OSError, ValueError, KeyError: the metadata or the index is not what the writer writes.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        about = json.loads((folder / "zarr.json").read_bytes())
-        sharding = about["codecs"][0]["configuration"]
-        self.shape = tuple(about["shape"])
-        self.dtype = np.dtype(about["data_type"]).newbyteorder("<")
-        self.tile = tuple(sharding["chunk_shape"])
-        self.compressed = any(codec["name"] == "zstd" for codec in sharding["codecs"])
-        self.file = folder.joinpath("c", *("0" for _ in self.shape))
-        grid = tuple(
-            side // tile
-            for side, tile in zip(
-                about["chunk_grid"]["configuration"]["chunk_shape"], self.tile, strict=True
-            )
-        )
-        self.places = self._read_index(grid)
-
-    def _read_index(self, grid: tuple[int, ...]) -> npt.NDArray[np.uint64]:
-        """(n, rows, columns, ..., 2): offset and bytes of each tile."""
-        if not self.file.exists():  # zero everywhere
-            return np.full((*grid, 2), _ABSENT, np.uint64)
-        num_bytes = prod(grid) * 16 + 4  # a checksum ends it
-        with self.file.open("rb") as stream:
-            stream.seek(-num_bytes, os.SEEK_END)
-            index = np.frombuffer(stream.read(num_bytes - 4), "<u8").reshape(*grid, 2)
-            size = stream.tell() + 4
-        held = index[index[..., 0] != _ABSENT]
-        if len(held) and int(held.sum(axis=-1).max()) > size - num_bytes:
-            raise ValueError(f"the index of {self.file} points beyond its tiles")
-        return index
+    def __init__(self, array: ShardedArray, maps: Maps) -> None:
+        self.array = array
+        self.maps = maps
+        self.tile_px = array.chunk[1]
+        # The grid has a column of one for each trailing dimension.
+        self.spans = array.spans.reshape(*array.spans.shape[:3], 2)
+        self.is_raw = array.codec_names == ["bytes"]
+        if array.codec_names not in (["bytes"], ["bytes", "zstd"]):
+            raise ValueError(f"{array.name} has unknown codecs {array.codec_names}")
 
     def read(self, row: int, y: int, x: int, height: int, width: int) -> npt.NDArray[Any]:
         """The window (height, width, ...) of image `row`; it must lie inside the array.
 
         Raises:
-            OSError, RuntimeError, ValueError: the file is short or a compressed tile is damaged.
+            OSError, RuntimeError, ValueError: the object is short, or a compressed tile damaged.
         """
-        window = np.zeros((height, width, *self.shape[3:]), self.dtype)
-        _, side, _ = self.tile[:3]
+        out = np.empty((height, width, *self.array.shape[3:]), self.array.dtype)
+        self.read_into(out, row, y, x)
+        return out
+
+    def read_into(self, out: npt.NDArray[Any], row: int, y: int, x: int) -> None:
+        """Read the window at (y, x) that fills `out` (height, width, ...), contiguous."""
+        if self.is_raw and self.array.place.local is not None and out.ndim == 3:
+            from samprior.storage.cuts import copy_window
+
+            data = mapped(self.array, self.maps)
+            flat = out.reshape(out.shape[0], -1)
+            copy_window(data, self.spans[row], self.tile_px, y, x, flat)
+        else:
+            self._assemble(out, row, y, x)
+
+    def _assemble(self, out: npt.NDArray[Any], row: int, y: int, x: int) -> None:
+        """The same from tiles that have to be fetched, or decoded."""
+        height, width = out.shape[:2]
+        side = self.tile_px
         rows = range(y // side, (y + height - 1) // side + 1)
         columns = range(x // side, (x + width - 1) // side + 1)
-        descriptor = None
-        try:
-            for i, j in product(rows, columns):
-                offset, num_bytes = map(int, self.places[row, i, j].reshape(-1))
-                if offset == _ABSENT:
-                    continue
-                if descriptor is None:
-                    descriptor = os.open(self.file, os.O_RDONLY)
-                tile = self._decode(os.pread(descriptor, num_bytes, offset))
-                top, left = max(y, i * side), max(x, j * side)
-                bottom, right = min(y + height, (i + 1) * side), min(x + width, (j + 1) * side)
-                window[top - y : bottom - y, left - x : right - x] = tile[
-                    top - i * side : bottom - i * side, left - j * side : right - j * side
-                ]
-        finally:
-            if descriptor is not None:
-                os.close(descriptor)
-        return window
+        touched = {(i, j): self.spans[row, i, j] for i, j in product(rows, columns)}
+        held = {place: span for place, span in touched.items() if span[0] != ABSENT}
+        ranges = [(int(offset), int(offset + size)) for offset, size in held.values()]
+        contents = read_ranges(self.array, ranges, self.maps)
+        out[...] = 0
+        for (i, j), content in zip(held, contents, strict=True):
+            tile = self._decode(content)
+            top, left = max(y, i * side), max(x, j * side)
+            bottom, right = min(y + height, (i + 1) * side), min(x + width, (j + 1) * side)
+            out[top - y : bottom - y, left - x : right - x] = tile[
+                top - i * side : bottom - i * side, left - j * side : right - j * side
+            ]
 
     def _decode(self, content: bytes) -> npt.NDArray[Any]:
-        if self.compressed:
+        if not self.is_raw:
             content = Zstd().decode(content)
-        return np.frombuffer(content, self.dtype).reshape(self.tile[1:])
+        return np.frombuffer(content, self.array.dtype).reshape(self.array.chunk[1:])
+
+
+def mapped(array: ShardedArray, maps: Maps) -> npt.NDArray[np.uint8]:
+    """The bytes of a local array's object, mapped; nothing for an array of zeros."""
+    folder = array.place.local
+    assert folder is not None
+
+    def make() -> tuple[npt.NDArray[np.uint8], int]:
+        file = folder / array.object_name
+        if not (array.spans[..., 0] != ABSENT).any():
+            return np.zeros(0, np.uint8), 1
+        return np.asarray(np.memmap(file, np.uint8, mode="r")), 1
+
+    return maps.get((array.place.url, array.name), make)
+
+
+def read_ranges(array: ShardedArray, ranges: list[tuple[int, int]], maps: Maps) -> list[bytes]:
+    """Pieces of an array's object: of the map where there is one, else in one call."""
+    if not ranges:
+        return []
+    if array.place.local is not None:
+        data = mapped(array, maps)
+        return [data[start:stop].tobytes() for start, stop in ranges]
+    return array.place.read_ranges(array.object_name, ranges)

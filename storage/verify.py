@@ -20,6 +20,7 @@ from samprior.storage.manifest import (
     receipt_files,
     shard_folder,
 )
+from samprior.storage.places import open_place
 from samprior.storage.store import MaskStore
 
 Progress = Callable[[int, int], None]
@@ -118,7 +119,7 @@ def _digest_problems(folder: Path, receipt: Receipt) -> list[str]:
 
 def _decode_problems(root: Path, receipt: Receipt, row: int) -> list[str]:
     try:
-        store = MaskStore(root, read_header(root), {receipt.shard: receipt})
+        store = MaskStore(open_place(root), read_header(root), {receipt.shard: receipt})
         record, table = store[row], store.table(row)
     except (StoreError, ValueError, IndexError, KeyError) as error:
         return [f"{receipt.keys[row]} can't be decoded: {error}"]

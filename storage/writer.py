@@ -1,9 +1,9 @@
 """Write one shard of a store: staged under a temporary name, visible only when whole.
 
-A shard has exactly one writer. Its arrays are single zarr v3 objects of 128x128 tiles (sharding
-codec): images uncompressed, so that a reader may map them; atoms under zstd, which shrinks
-their flat areas to little and is quick to undo. Images smaller than the largest of the shard are
-padded; tiles of padding alone are not written.
+A shard has exactly one writer. Its large arrays are single zarr v3 objects of tiles (sharding
+codec): images uncompressed, so that a reader may map them; atoms under the crossings code, of
+which each tile can be read alone. Images smaller than the largest of the shard are padded; tiles of
+padding alone are not written.
 
 Letters: n images, M masks of all n, A atoms of one image, K masks of one image.
 """
@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import zarr
-from zarr.codecs import ZstdCodec
+from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import LocalStore
 
+from samprior.storage.crossings.codec import CrossingsCodec
 from samprior.storage.errors import StoreError
 from samprior.storage.files import staged_folder
 from samprior.storage.manifest import (
@@ -31,7 +32,10 @@ from samprior.storage.manifest import (
 from samprior.storage.masks import MaskSet
 
 TILE_PX = 128
-"""Side of a tile; an aligned 256x256 crop touches four."""
+"""Side of a picture's tile; an aligned 256x256 crop touches four."""
+
+ATOMS_TILE_PX = 256
+"""Side of what can be decoded alone of the atoms. docs/store-format.md has other sides measured."""
 
 COLUMN_PREFIX = "column."
 """Arrays with this prefix are the mask table's columns, by name."""
@@ -114,9 +118,9 @@ def _write_images(group: zarr.Group, records: Sequence[Record], *, paired: bool)
     if paired:
         images["degraded"] = [record.degraded for record in records]
     for name, pictures in images.items():
-        _tiled(group, name, _padded((*shape, 3), np.dtype(np.uint8), pictures))
+        _write_pictures(group, name, _padded((*shape, 3), np.dtype(np.uint8), pictures))
     atoms = [record.masks.atoms for record in records]
-    _tiled(group, "atoms", _padded(shape, np.result_type(*atoms), atoms), compress=True)
+    _write_atoms(group, _padded(shape, np.result_type(*atoms), atoms))
 
 
 def _padded(
@@ -130,43 +134,53 @@ def _padded(
     return block
 
 
-def _tiled(
-    group: zarr.Group, name: str, block: npt.NDArray[np.unsignedinteger], *, compress: bool = False
-) -> None:
-    """Write (n, H, W, ...) as one object of 1 x 128 x 128 tiles."""
-    tail = block.shape[3:]
-    sides = tuple(-(-side // TILE_PX) * TILE_PX for side in block.shape[1:3])
+def _write_pictures(group: zarr.Group, name: str, block: npt.NDArray[np.uint8]) -> None:
+    """Write (n, H, W, 3) as one object of 1 x 128 x 128 x 3 tiles."""
+    sides = _padded_sides(block.shape)
     array = group.create_array(
         name,
         shape=block.shape,
         dtype=block.dtype,
-        chunks=(1, TILE_PX, TILE_PX, *tail),
-        shards=(len(block), *sides, *tail),
-        compressors=ZstdCodec(level=3, checksum=True) if compress else None,
+        chunks=(1, TILE_PX, TILE_PX, 3),
+        shards=(len(block), *sides, 3),
+        compressors=None,
         fill_value=0,
-        dimension_names=("image", "y", "x", *("channel" for _ in tail)),
+        dimension_names=("image", "y", "x", "channel"),
     )
     array[...] = block
 
 
+def _write_atoms(group: zarr.Group, block: npt.NDArray[np.unsignedinteger]) -> None:
+    """Write (n, H, W) as one object of coded images."""
+    sides = _padded_sides(block.shape)
+    array = group.create_array(
+        "atoms",
+        shape=block.shape,
+        dtype=block.dtype,
+        chunks=(1, *sides),
+        shards=(len(block), *sides),
+        serializer=CrossingsCodec(tile_px=ATOMS_TILE_PX),
+        compressors=Crc32cCodec(),
+        fill_value=0,
+        dimension_names=("image", "y", "x"),
+    )
+    array[...] = block
+
+
+def _padded_sides(shape: tuple[int, ...]) -> tuple[int, int]:
+    height, width = (-(-side // TILE_PX) * TILE_PX for side in shape[1:3])
+    return height, width
+
+
 def _write_masks(group: zarr.Group, sets: Sequence[MaskSet]) -> None:
-    """The ragged tables of all images, end to end, with the offsets that cut them."""
-    members = [np.packbits(masks.members, axis=1) for masks in sets]
-    _flat(group, "size", np.array([masks.shape for masks in sets], np.int32))
-    _flat(group, "mask_offset", _offsets([len(masks) for masks in sets]))
-    _flat(group, "atom_offset", _offsets([len(masks.members) for masks in sets]))
-    _flat(group, "member_offset", _offsets([rows.size for rows in members]))
-    _flat(group, "members", np.concatenate([rows.reshape(-1) for rows in members]))
-    _flat(group, "atom_area", np.concatenate([masks.atom_areas for masks in sets]))
-    _flat(group, "area", np.concatenate([masks.areas for masks in sets]))
-    _flat(group, "box", np.concatenate([masks.boxes for masks in sets]))
+    """The ragged tables of all images, end to end, with the counts that cut them."""
+    extents = [(*masks.shape, len(masks), len(masks.members)) for masks in sets]
+    _flat(group, "extent", np.array(extents, np.int64))
+    members = [np.packbits(masks.members, axis=1).reshape(-1) for masks in sets]
+    _flat(group, "members", np.concatenate(members))
     for name in sets[0].columns:
         column = np.concatenate([masks.columns[name] for masks in sets])
         _flat(group, COLUMN_PREFIX + name, column)
-
-
-def _offsets(counts: Sequence[int]) -> npt.NDArray[np.int64]:
-    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
 
 def _flat(group: zarr.Group, name: str, values: npt.NDArray[np.generic]) -> None:
@@ -175,7 +189,8 @@ def _flat(group: zarr.Group, name: str, values: npt.NDArray[np.generic]) -> None
         shape=values.shape,
         dtype=values.dtype,
         chunks=tuple(max(1, side) for side in values.shape),
-        compressors=ZstdCodec(level=3, checksum=True),
+        # Small, written once and read often: the level costs milliseconds a shard.
+        compressors=ZstdCodec(level=19, checksum=True),
     )
     if values.size:
         array[...] = values

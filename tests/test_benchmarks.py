@@ -12,10 +12,32 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from samprior.storage import MaskStore
+from samprior.storage import MaskStore, Record
+from samprior.storage.errors import LayoutError
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
-NAMES = ("measure", "masks", "distillation_cost", "scenes", "sides", "outputs", "everything")
+NAMES = (
+    "array_readers",
+    "delivery",
+    "distillation_cost",
+    "everything",
+    "loader",
+    "mask_formats",
+    "measure",
+    "ours",
+    "outputs",
+    "page_cache",
+    "peers",
+    "picture_codecs",
+    "pictures",
+    "plain_masks",
+    "readers",
+    "rounds",
+    "scenes",
+    "sides",
+    "storage",
+    "windows",
+)
 TINY_SAM = ("--model", "tiny", "--points-per-side", "4", "--size", "160", "90")
 WITHOUT_MEMORY = ("--only", "decoder", "--only", "post", "--only", "rest", "--only", "whole")
 
@@ -47,7 +69,7 @@ def run(script: ModuleType, *arguments: str) -> Result:
     ("name", "arguments", "num_rows"),
     [
         ("everything", (*TINY_SAM, *WITHOUT_MEMORY, "--precision", "bfloat16"), 6),
-        ("masks", ("--crop-px", "32", "--crops-per-image", "1"), 3),
+        ("storage", ("--quick",), 8),
         ("distillation_cost", ("--crop-px", "16", "--batch-size", "1", "--device", "cpu"), 2),
     ],
 )
@@ -65,24 +87,163 @@ def test_a_benchmark_prints_what_it_writes(
         assert f"| {row['a']} | {row['b']} |" in printed
 
 
-# pycocotools' compiled part converts arrays in a way that NumPy 2 warns of.
+# pycocotools, as above; webdataset leaves its tars to the garbage collector to close.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_every_peer_of_the_loader_is_measured_or_says_why(
+    benchmarks: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Absent(benchmarks["readers"].Reader):  # type: ignore[misc, name-defined]
+        library = ("no_such_library", "no-such-distribution")
+
+    absent = benchmarks["peers"].Peer("a peer that nobody has", Absent, "png")
+    monkeypatch.setattr(benchmarks["peers"], "PEERS", (*benchmarks["peers"].PEERS, absent))
+    printed = run(benchmarks["loader"], "--quick", "--workers", "0").output
+    record = json.loads((benchmarks["measure"].RESULTS / "loader.json").read_text())
+    assert "no_such_library" in record["not_measured"][absent.name]
+    assert "pip install no-such-distribution" in record["not_measured"][absent.name]
+    readers = {row["reader"]: row for row in record["table"]}
+    for peer in benchmarks["peers"].PEERS:
+        if peer.name in record["not_measured"]:
+            assert f"not measured: {peer.name}" in printed
+            assert f"{peer.name}: not measured" in readers
+        else:
+            assert readers[peer.name]["one process"] > 0
+            assert readers[peer.name]["batches, workers: 0"] > 0
+            assert any(row["b"].endswith(peer.name) for row in record["rows"])
+    for ours in ("samprior, planes", "samprior, atoms and members"):
+        assert readers[ours]["one process"] > 0
+        assert readers[ours]["batches, workers: 0"] > 0
+
+
+# pycocotools, as above.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_both_sides_read_the_same_masks(
+@pytest.mark.parametrize("name", ["PngJson", "WebDataset", "StoreReader"])
+def test_workers_deliver_the_crops_that_were_asked_for(
+    benchmarks: dict[str, ModuleType], tmp_path: Path, name: str
+) -> None:
+    peers, windows = benchmarks["peers"], benchmarks["windows"]
+    records = benchmarks["pictures"].make_records(2, (192, 160))
+    benchmarks["ours"].write_store(tmp_path / "store", records)
+    known = (*peers.PEERS, benchmarks["loader"].PLANES)
+    (chosen,) = (peer for peer in known if peer.reader.__name__ == name)
+    if name != "StoreReader":
+        peers.prepare(tmp_path, records, [chosen])
+    asked = [windows.Window(0, 3, 17, 64), windows.Window(1, 90, 100, 64)]
+    prepared = peers.Prepared(chosen, tmp_path / chosen.folder)
+    (batch,) = prepared.batches(asked, batch_size=2, workers=1)
+    wanted = benchmarks["delivery"].collated([peers.cut(records, window) for window in asked])
+    for got, right in zip(batch, wanted, strict=True):
+        np.testing.assert_array_equal(got.numpy(), right.numpy())
+
+
+def test_our_batches_are_the_same_whoever_reads_them(
     benchmarks: dict[str, ModuleType], tmp_path: Path, make_store: Callable[..., MaskStore]
 ) -> None:
-    masks = benchmarks["masks"]
-    store = make_store(tmp_path / "store", [(40, 56), (56, 40), (33, 70), (64, 64)])
-    sets = [record.masks for record in store]
-    files = masks.write_json(tmp_path, sets)
-    shapes = [each.shape for each in sets]
-    windows = list(masks.draw_windows(shapes, 16, 6, np.random.default_rng(0)))
-    assert len({(window.y, window.x) for window in windows}) > 20
-    num_met = 0
-    for window in windows:
-        ours, theirs = masks.read_store(store, window), masks.read_json(files, window)
-        np.testing.assert_array_equal(ours, theirs)
-        num_met += len(ours)
-    assert num_met > 0
+    ours, windows = benchmarks["ours"], benchmarks["windows"]
+    store = make_store(tmp_path / "store", [(40, 56), (56, 40)])
+    drawn = list(windows.draw_windows([(40, 56), (56, 40)], 24, 5, np.random.default_rng(0)))
+    for planes in (True, False):
+        one, other = (
+            list(ours.batches(store, drawn, batch_size=3, threads=threads, planes=planes))
+            for threads in (0, 2)
+        )
+        assert len(one) == len(other) == 4
+        for mine, theirs in zip(one, other, strict=True):
+            for a, b in zip(mine, theirs, strict=True):
+                assert a.masks.equals(b.masks) if not planes else bool((a == b).all())
+
+
+# pycocotools, as above.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("num_masks", [0, 1, 7])
+def test_every_form_of_masks_gives_them_back(
+    benchmarks: dict[str, ModuleType], make_record: Callable[..., Record], num_masks: int
+) -> None:
+    masks = make_record(shape=(150, 270), num_masks=num_masks, seed=3).masks
+    planes = masks.to_masks()
+    rng = np.random.default_rng(0)
+    drawn = list(benchmarks["windows"].draw_windows([masks.shape], 64, 5, rng))
+    for form in benchmarks["mask_formats"].formats():
+        held = form.encode(planes, masks)
+        assert held.num_bytes > 0
+        np.testing.assert_array_equal(form.decode(held), planes, err_msg=form.name)
+        for window in drawn:
+            wanted = masks.crop(window.y, window.x, 64, 64).to_masks()
+            np.testing.assert_array_equal(form.crop(held, window), wanted, err_msg=form.name)
+
+
+def test_the_bytes_of_masks_are_those_of_the_shard_less_its_pictures(
+    benchmarks: dict[str, ModuleType], tmp_path: Path, make_store: Callable[..., MaskStore]
+) -> None:
+    store = make_store(tmp_path / "store", [(40, 56), (56, 40)], images_per_shard=2)
+    files = [file for file in (store.root / "shards/000000").rglob("*") if file.is_file()]
+    pictures = [file for file in files if {"clean", "degraded"} & set(file.parts)]
+    held = benchmarks["ours"].mask_bytes(store.root)
+    assert len(pictures) >= 4
+    assert sum(held.values()) == sum(file.stat().st_size for file in set(files) - set(pictures))
+    assert not {"clean", "degraded"} & held.keys()
+
+
+def test_pictures_are_made_equal_and_their_masks_overlap(
+    benchmarks: dict[str, ModuleType],
+) -> None:
+    pictures = benchmarks["pictures"]
+    once, again = (pictures.make_records(3, (320, 180)) for _ in range(2))
+    for one, other in zip(once, again, strict=True):
+        np.testing.assert_array_equal(one.degraded, other.degraded)
+        np.testing.assert_array_equal(one.clean, other.clean)
+        assert one.masks.equals(other.masks)
+        assert one.masks.areas.all()
+        assert one.clean.shape == (180, 320, 3)
+    told = pictures.statistics(once)
+    assert told["deepest"] >= 3
+    assert all(
+        atoms > masks for atoms, masks in zip(told["num_atoms"], told["num_masks"], strict=True)
+    )
+
+
+def test_real_masks_can_be_measured(benchmarks: dict[str, ModuleType], shared_data: Path) -> None:
+    pictures = benchmarks["pictures"]
+    (dog,) = pictures.Subjects(count=1, size=(1, 1), amg=(shared_data / "sam_masks/dog",)).load()
+    assert (len(dog.masks), dog.clean.shape) == (66, (534, 800, 3))
+    folder = shared_data / "rain/human_segmentations"
+    (human,) = pictures.Subjects(count=1, size=(240, 160), segmentations=folder).load()
+    assert len(human.masks) > 5
+    assert human.clean.shape == (160, 240, 3)
+
+
+def test_folders_without_masks_are_named(benchmarks: dict[str, ModuleType], tmp_path: Path) -> None:
+    pictures = benchmarks["pictures"]
+    with pytest.raises(LayoutError, match=r"0 pictures and 0 metadata\.csv"):
+        pictures.read_amg(tmp_path)
+    with pytest.raises(LayoutError, match=r"has no \.npz files"):
+        pictures.read_segmentations(tmp_path, 1, (8, 8))
+    np.savez(tmp_path / "a.npz", labels=np.zeros((1, 4, 4)))
+    with pytest.raises(LayoutError, match=r"a\.npz has no readable array `segmentations`"):
+        pictures.read_segmentations(tmp_path, 1, (8, 8))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel of Linux")
+def test_dropped_files_are_read_from_the_disk_again(
+    benchmarks: dict[str, ModuleType], tmp_path: Path
+) -> None:
+    cache = benchmarks["page_cache"]
+    file = tmp_path / "content"
+    file.write_bytes(np.random.default_rng(0).bytes(2**20))
+    assert cache.cached_share(tmp_path) == 1
+    cache.drop(tmp_path)
+    if cache.cached_share(tmp_path) > 0:
+        pytest.skip("the file system of the temporary folder is in memory")
+    assert cache.cold_run(file.read_bytes).num_bytes >= 2**20
+    assert cache.cached_share(tmp_path) == 1
+
+
+def test_work_is_timed_in_turn(benchmarks: dict[str, ModuleType]) -> None:
+    done: list[str] = []
+    works = {name: lambda name=name: done.append(name) for name in "ab"}
+    times = benchmarks["rounds"].time_in_turn(works, runs=2)
+    assert done == ["a", "b"] * 3
+    assert all(0 <= each.least_s <= each.median_s <= each.most_s for each in times.values())
 
 
 def test_both_engines_keep_the_same_masks_of_a_scene(benchmarks: dict[str, ModuleType]) -> None:

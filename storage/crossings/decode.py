@@ -7,7 +7,6 @@ H x W pixels of a tile, S segments of the whole tile.
 """
 
 import numpy as np
-import numpy.typing as npt
 
 from samprior.storage.compiled import kernel
 from samprior.storage.crossings.contexts import (

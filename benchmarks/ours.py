@@ -1,0 +1,127 @@
+"""What the benchmarks call of samprior's store, in one place.
+
+Deliberately thin: who changes the store's or the loader's interface adapts these functions only.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+
+import measure
+import numpy as np
+from delivery import Batch, Sample, collated
+from plain_masks import Bools
+from readers import Reader
+from windows import Window
+
+from samprior.storage import MaskSet, MaskStore, Record
+from samprior.storage.writer import write_shard
+
+PICTURES = {"clean", "degraded"}
+"""Arrays of a shard that are not masks."""
+
+
+def write_store(root: Path, records: Sequence[Record]) -> MaskStore:
+    """A store of one shard that holds the records."""
+    pictures = [(record.degraded, record.clean) for record in records]
+    return measure.write_store(root, pictures, [record.masks for record in records])
+
+
+def mask_bytes(root: Path) -> dict[str, int]:
+    """Bytes of all files of a store's shards but the pictures', by array; "metadata" is the rest.
+
+    Receipts and the header, which speak of pictures and masks together, are left out.
+    """
+    held: dict[str, int] = {}
+    for shard in sorted((root / "shards").glob("[0-9]*")):
+        for file in (file for file in shard.rglob("*") if file.is_file()):
+            array = file.relative_to(shard).parts[0]
+            if array not in PICTURES:
+                name = "metadata" if file.name == "zarr.json" else array
+                held[name] = held.get(name, 0) + file.stat().st_size
+    return held
+
+
+def keep_masks(root: Path, sets: Sequence[MaskSet]) -> None:
+    """Write a whole shard of the masks, receipt and all; its pictures are black: no bytes."""
+    records = []
+    for number, masks in enumerate(sets):
+        black = np.zeros((*masks.shape, 3), np.uint8)
+        records.append(Record(str(number), black, black, masks))
+    write_shard(root, 0, records, paired=False)
+
+
+def all_planes(store: MaskStore, image: int) -> Bools:
+    """Every mask (K, H, W) of an image."""
+    return store.masks(image, 0, 0, *store.size(image)).to_masks()
+
+
+def planes(store: MaskStore, window: Window) -> Bools:
+    """Planes (K', side, side) of the masks that meet a window."""
+    return store.masks(window.image, window.y, window.x, window.side, window.side).to_masks()
+
+
+def sample(store: MaskStore, window: Window) -> Sample:
+    """A crop of both pictures, with its masks as planes."""
+    record = store.crop(window.image, window.y, window.x, window.side, window.side)
+    return Sample(record.degraded, record.clean, record.masks.to_masks())
+
+
+def crop(store: MaskStore, window: Window) -> Record:
+    """A crop of both pictures, with its masks as atoms and members."""
+    return store.crop(window.image, window.y, window.x, window.side, window.side)
+
+
+class StoreReader(Reader):
+    """The store as a reader among others: planes, for this process or for a DataLoader."""
+
+    def read(self, window: Window) -> Sample:
+        """The crop of a window."""
+        return sample(self._store, window)
+
+    @cached_property
+    def _store(self) -> MaskStore:
+        return MaskStore.open(self.root)
+
+
+class StoreAtoms(StoreReader):
+    """The same without planes: what training gets."""
+
+    def stream(self, windows: Sequence[Window]) -> Iterator[Record]:  # type: ignore[override]
+        """Crops with their masks as atoms and members."""
+        return (crop(self._store, window) for window in windows)
+
+
+def batches(
+    store: MaskStore,
+    windows: Sequence[Window],
+    *,
+    batch_size: int,
+    threads: int,
+    planes: bool,
+) -> Iterator[Batch | list[Record]]:
+    """Crops of windows in order, in batches, read ahead by threads; 0: by the calling one.
+
+    With `planes` they are collated as every peer's are; without, they are records, whose masks are
+    atoms and members.
+    """
+
+    def read(first: int) -> Batch | list[Record]:
+        held = windows[first : first + batch_size]
+        if planes:
+            return collated([sample(store, window) for window in held])
+        return [crop(store, window) for window in held]
+
+    starts = range(0, len(windows), batch_size)
+    if threads == 0:
+        yield from map(read, starts)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        ahead: deque[Future[Batch | list[Record]]] = deque()
+        for first in starts:
+            ahead.append(pool.submit(read, first))
+            if len(ahead) > 2 * threads:
+                yield ahead.popleft().result()
+        yield from (future.result() for future in ahead)

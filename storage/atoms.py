@@ -1,0 +1,251 @@
+"""Read the masks' regions of a shard by window: coded atoms, or tiles of plain ones.
+
+What a window needs is decoded once and kept, while there is room, as segments (`storage.cuts`):
+a tile of 256 x 256 pixels takes some 5 kB. A `Cut` is the same however the atoms are stored.
+
+H x W pixels, A atoms of the image.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from google_crc32c import value as crc32c
+
+from samprior.storage.arrays import ABSENT, ShardedArray
+from samprior.storage.cache import BoundedCache
+from samprior.storage.masks import Atoms
+from samprior.storage.tiles import Maps, TiledArray, read_ranges
+
+Cache = BoundedCache[Any]
+"""Codes and decoded tiles, by shard, image and tile."""
+
+Words = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The atoms of a window, numbered from 1 by their first pixel in reading order."""
+
+    atoms: Atoms
+    """uint16 (H, W), or uint32 above 65,535 atoms."""
+    order: Words
+    """The image's atom behind each number from 1 on."""
+    areas: Words
+    """Pixels of each of these in the window."""
+
+
+class AtomsArray(Protocol):
+    """The atoms of all images of a shard."""
+
+    def cut(
+        self,
+        row: int,
+        window: tuple[int, int, int, int],
+        members: npt.NDArray[np.uint8],
+        keep: npt.NDArray[np.uint8] | None,
+    ) -> Cut:
+        """Cut a window (y, x, height, width) out of image `row`.
+
+        Args:
+            row: of the image in the shard.
+            window: where.
+            members: (A, bytes) packed bits, the masks of each atom.
+            keep: (bytes,) packed bits of the masks that count; atoms that differ only in others
+                become one. None keeps all.
+
+        Raises:
+            OSError, ValueError, RuntimeError: the data are damaged.
+        """
+
+    def measure(self, row: int, num_atoms: int) -> tuple[Words, Words]:
+        """Pixels (A,) and boxes (A, 4) of an image's atoms, x1 and y1 one past the last."""
+
+
+def open_atoms(array: ShardedArray, sizes: Words, maps: Maps, cache: Cache) -> AtomsArray:
+    """The reader that fits how the atoms are stored; `sizes` (n, 2) are those of the images.
+
+    Raises:
+        ValueError: the array has codecs that no version of the format has.
+    """
+    if array.codec_names == ["samprior.crossings", "crc32c"]:
+        return CodedAtoms(array, sizes, maps, cache)
+    return PlainAtoms(TiledArray(array, maps), sizes)
+
+
+class CodedAtoms:
+    """Atoms by the crossings code, one inner chunk an image."""
+
+    def __init__(self, array: ShardedArray, sizes: Words, maps: Maps, cache: Cache) -> None:
+        self.array = array
+        self.sizes = sizes
+        self.maps = maps
+        self.cache = cache
+        self.tile_px = int(array.codecs[0]["configuration"]["tile_px"])
+        height, width = array.chunk[1:]
+        self.grid = (-(-height // self.tile_px), -(-width // self.tile_px))
+        self.spans = array.spans.reshape(-1, 2)
+
+    def cut(
+        self,
+        row: int,
+        window: tuple[int, int, int, int],
+        members: npt.NDArray[np.uint8],
+        keep: npt.NDArray[np.uint8] | None,
+    ) -> Cut:
+        """See `AtomsArray`."""
+        from samprior.storage import cuts
+
+        y, x, height, width = window
+        words, blocks = self._blocks(row, *window)
+        place = (words, blocks, self.tile_px, y, x)
+        group = np.arange(len(members))
+        order, areas = np.empty((2, len(members)), np.int64)
+        number = np.zeros(len(members), np.int64)
+        count = cuts.survey(*place, height, width, group, number, order, areas)
+        if count >= 0 and keep is not None:
+            cuts.group_atoms(members, keep, order[:count], group)
+            number[:] = 0
+            count = cuts.survey(*place, height, width, group, number, order, areas)
+        if count < 0:
+            raise ValueError(f"image {row} has atoms beyond its {len(members)}")
+        out = np.empty((height, width), np.uint16 if count <= 0xFFFF else np.uint32)
+        cuts.paint(*place, group, number, out)
+        return Cut(out, order[:count], areas[:count])
+
+    def measure(self, row: int, num_atoms: int) -> tuple[Words, Words]:
+        """See `AtomsArray`."""
+        from samprior.storage import cuts
+
+        areas, boxes = empty_measures(num_atoms)
+        height, width = map(int, self.array.chunk[1:])
+        for tile in range(self.grid[0] * self.grid[1]):
+            y, x = (part * self.tile_px for part in divmod(tile, self.grid[1]))
+            words = self._tile(row, tile)
+            if words is None:
+                areas[0] += (min(y + self.tile_px, height) - y) * (min(x + self.tile_px, width) - x)
+            elif not cuts.measure(words, y, x, min(self.tile_px, width - x), areas, boxes):
+                raise ValueError(f"image {row} has atoms beyond its {num_atoms}")
+        # The padding of images smaller than the shard's largest is in no mask.
+        areas[0] -= height * width - int(self.sizes[row].prod())
+        return areas, boxes
+
+    def _blocks(
+        self, row: int, y: int, x: int, height: int, width: int
+    ) -> tuple[npt.NDArray[np.unsignedinteger], Words]:
+        """The words of the tiles that a window touches, and where each begins."""
+        rows = range(y // self.tile_px, (y + height - 1) // self.tile_px + 1)
+        columns = range(x // self.tile_px, (x + width - 1) // self.tile_px + 1)
+        blocks = np.full((len(rows), len(columns)), ABSENT, np.int64)
+        parts, total = [], 0
+        for i, tile_row in enumerate(rows):
+            for j, tile_column in enumerate(columns):
+                words = self._tile(row, tile_row * self.grid[1] + tile_column)
+                if words is not None:
+                    blocks[i, j] = total
+                    parts.append(words)
+                    total += len(words)
+        if len(parts) == 1:
+            return parts[0], blocks
+        return (np.concatenate(parts) if parts else np.zeros(1, np.uint32)), blocks
+
+    def _tile(self, row: int, tile: int) -> npt.NDArray[np.unsignedinteger] | None:
+        """The words of a tile; None if it is 0 everywhere."""
+        if self.spans[row, 0] == ABSENT:
+            return None
+
+        def make() -> tuple[npt.NDArray[np.unsignedinteger] | None, int]:
+            from samprior.storage.crossings.chunk import decode_runs
+            from samprior.storage.cuts import pack_tile
+
+            code, places = self._code(row)
+            at, limit = int(places[tile]), int(places[tile + 1])
+            if at == limit:
+                return None, 64
+            tile_row, tile_column = divmod(tile, self.grid[1])
+            height = min(self.tile_px, self.array.chunk[1] - tile_row * self.tile_px)
+            width = min(self.tile_px, self.array.chunk[2] - tile_column * self.tile_px)
+            words = pack_tile(*decode_runs(code, at, limit, height, width))
+            return words, words.nbytes
+
+        found: npt.NDArray[np.unsignedinteger] | None = self.cache.get(
+            (self.array.place.url, row, tile), make
+        )
+        return found
+
+    def _code(self, row: int) -> tuple[npt.NDArray[np.uint8], Words]:
+        """The code of an image, its checksum checked, and where its tiles begin."""
+
+        def make() -> tuple[tuple[npt.NDArray[np.uint8], Words], int]:
+            from samprior.storage.crossings.chunk import tile_places
+
+            offset, size = map(int, self.spans[row])
+            (content,) = read_ranges(self.array, [(offset, offset + size)], self.maps)
+            if size < 4 or crc32c(content[:-4]) != int.from_bytes(content[-4:], "little"):
+                raise ValueError(f"the atoms of image {row} have a wrong checksum")
+            code = np.frombuffer(content, np.uint8, size - 4)
+            return (code, tile_places(code, self.grid[0] * self.grid[1])), size
+
+        held: tuple[npt.NDArray[np.uint8], Words] = self.cache.get(
+            (self.array.place.url, row, "code"), make
+        )
+        return held
+
+
+class PlainAtoms:
+    """Atoms as plain tiles under zstd, as in stores of format 1."""
+
+    def __init__(self, tiled: TiledArray, sizes: Words) -> None:
+        self.tiled = tiled
+        self.sizes = sizes
+
+    def cut(
+        self,
+        row: int,
+        window: tuple[int, int, int, int],
+        members: npt.NDArray[np.uint8],
+        keep: npt.NDArray[np.uint8] | None,
+    ) -> Cut:
+        """See `AtomsArray`."""
+        atoms = self._checked(self.tiled.read(row, *window), len(members))
+        seen, first, areas = np.unique(atoms, return_index=True, return_counts=True)
+        kept = members[seen] if keep is None else members[seen] & keep
+        _, group = np.unique(kept, axis=0, return_inverse=True)
+        group = group.reshape(-1)
+        is_in = kept.any(axis=1)
+        group_first = np.full(len(seen), atoms.size)
+        np.minimum.at(group_first, group[is_in], first[is_in])
+        ranked = np.argsort(group_first, kind="stable")[: len(set(group[is_in].tolist()))]
+        number = np.zeros(len(seen), np.int64)
+        number[ranked] = np.arange(1, len(ranked) + 1)
+        lookup = np.zeros(len(members), np.uint16 if len(ranked) <= 0xFFFF else np.uint32)
+        lookup[seen] = np.where(is_in, number[group], 0)
+        first_of = np.array([seen[group == one][0] for one in ranked], np.int64)
+        sums = np.array([areas[group == one].sum() for one in ranked], np.int64)
+        return Cut(lookup[atoms], first_of, sums)
+
+    def measure(self, row: int, num_atoms: int) -> tuple[Words, Words]:
+        """See `AtomsArray`."""
+        height, width = map(int, self.sizes[row])
+        atoms = self._checked(self.tiled.read(row, 0, 0, height, width), num_atoms)
+        areas, boxes = empty_measures(num_atoms)
+        areas += np.bincount(atoms.reshape(-1), minlength=num_atoms)
+        y, x = np.indices(atoms.shape)
+        for column, (places, extreme) in enumerate(
+            ((x, np.minimum), (y, np.minimum), (x + 1, np.maximum), (y + 1, np.maximum))
+        ):
+            extreme.at(boxes[:, column], atoms.reshape(-1), places.reshape(-1))
+        return areas, boxes
+
+    def _checked(self, atoms: npt.NDArray[Any], num_atoms: int) -> npt.NDArray[Any]:
+        if atoms.size and int(atoms.max()) >= num_atoms:
+            raise ValueError(f"an image has atoms beyond its {num_atoms}")
+        return atoms
+
+
+def empty_measures(num_atoms: int) -> tuple[Words, Words]:
+    """Areas of 0 and boxes that any pixel widens."""
+    boxes = np.zeros((num_atoms, 4), np.int64)
+    boxes[:, :2] = np.iinfo(np.int64).max
+    return np.zeros(num_atoms, np.int64), boxes

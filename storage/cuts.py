@@ -1,0 +1,225 @@
+"""Cut windows out of coded atoms and out of tiles of pictures: the inner loops of reading.
+
+Atoms stay as segments until the last step: a window is surveyed (which atoms, how many pixels,
+in the order of their first pixel) and painted by going over segments, not pixels.
+
+A tile's words are uint32 (or uint64 where labels need it): first, for each of its H rows and the
+end, where the row's segments begin, counted from the tile's first word; then one word per segment,
+its label times 65536 plus its first column.
+
+H x W pixels of a window, A atoms of the image, T tiles.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from samprior.storage.arrays import ABSENT
+from samprior.storage.compiled import kernel
+from samprior.storage.crossings.range_coder import Bytes, Words
+
+TileWords = npt.NDArray[np.unsignedinteger]
+
+
+def pack_tile(starts: Words, labels: Words, rows: Words) -> TileWords:
+    """The words of a tile from its segments."""
+    dtype = np.uint32 if not len(labels) or int(labels.max()) <= 0xFFFF else np.uint64
+    words = np.empty(len(rows) + len(starts), dtype)
+    words[: len(rows)] = rows + len(rows)
+    words[len(rows) :] = (labels << 16) | starts
+    return words
+
+
+@kernel
+def survey(
+    words: TileWords,
+    blocks: Words,
+    tile_px: int,
+    y: int,
+    x: int,
+    height: int,
+    width: int,
+    group: Words,
+    number: Words,
+    order: Words,
+    areas: Words,
+) -> int:
+    """Which atoms a window holds, in the order of their first pixel; how many, or -1 if damaged.
+
+    Args:
+        words: of the tiles that the window touches, one after another.
+        blocks: (rows of tiles, columns of tiles) the first word of each tile; ABSENT for zeros.
+        tile_px: side of the tiles.
+        y: the window's first row in the image.
+        x: its first column.
+        height: its rows.
+        width: its columns.
+        group: (A,) the atom that each is taken for; 0 for none.
+        number: (A,) zeros; becomes the new number of each atom that is there, from 1.
+        order: room for A; the atoms that are there.
+        areas: room for A; their pixels in the window.
+    """
+    count = 0
+    for line in range(y, y + height):
+        for column in range(blocks.shape[1]):
+            block = blocks[line // tile_px - y // tile_px, column]
+            if block == ABSENT:
+                continue
+            left = (x // tile_px + column) * tile_px
+            right = min(left + tile_px, x + width)
+            place = block + np.int64(words[block + line % tile_px])
+            last = block + np.int64(words[block + line % tile_px + 1])
+            while place < last:
+                word = words[place]
+                place += 1
+                begin = max(left + np.int64(word & 0xFFFF), x)
+                end = right
+                if place < last:
+                    end = min(left + np.int64(words[place] & 0xFFFF), right)
+                label = np.int64(word >> 16)
+                if label >= len(group):
+                    return -1
+                atom = group[label]
+                if begin < end and atom != 0:
+                    if number[atom] == 0:
+                        order[count] = atom
+                        areas[count] = 0
+                        count += 1
+                        number[atom] = count
+                    areas[number[atom] - 1] += end - begin
+    return count
+
+
+@kernel
+def paint(
+    words: TileWords,
+    blocks: Words,
+    tile_px: int,
+    y: int,
+    x: int,
+    group: Words,
+    number: Words,
+    out: npt.NDArray[np.unsignedinteger],
+) -> None:
+    """Write the numbers of a surveyed window's atoms to `out` (H, W), 0 where there is none."""
+    height, width = out.shape
+    for line in range(y, y + height):
+        row = out[line - y]
+        for column in range(blocks.shape[1]):
+            block = blocks[line // tile_px - y // tile_px, column]
+            left = (x // tile_px + column) * tile_px
+            right = min(left + tile_px, x + width)
+            if block == ABSENT:
+                row[max(left, x) - x : right - x] = 0
+                continue
+            place = block + np.int64(words[block + line % tile_px])
+            last = block + np.int64(words[block + line % tile_px + 1])
+            while place < last:
+                word = words[place]
+                place += 1
+                begin = max(left + np.int64(word & 0xFFFF), x)
+                end = right
+                if place < last:
+                    end = min(left + np.int64(words[place] & 0xFFFF), right)
+                if begin < end:
+                    row[begin - x : end - x] = number[group[np.int64(word >> 16)]]
+
+
+@kernel
+def measure(words: TileWords, y: int, x: int, width: int, areas: Words, boxes: Words) -> bool:
+    """Add a tile's atoms to `areas` (A,) and `boxes` (A, 4): x0, y0, x1, y1; whether it fits.
+
+    The tile's first pixel is (x, y) of the image; `width` is its columns.
+    """
+    height = np.int64(words[0]) - 1
+    for line in range(height):
+        place, last = np.int64(words[line]), np.int64(words[line + 1])
+        while place < last:
+            word = words[place]
+            place += 1
+            begin, end = np.int64(word & 0xFFFF), width
+            if place < last:
+                end = np.int64(words[place] & 0xFFFF)
+            atom = np.int64(word >> 16)
+            if atom >= len(areas):
+                return False
+            areas[atom] += end - begin
+            box = boxes[atom]
+            box[0] = min(box[0], x + begin)
+            box[1] = min(box[1], y + line)
+            box[2] = max(box[2], x + end)
+            box[3] = max(box[3], y + line + 1)
+    return True
+
+
+@kernel
+def group_atoms(members: Bytes, keep: Bytes, seen: Words, group: Words) -> None:
+    """Enter for each atom seen the first one that lies in the same kept masks; 0 for none.
+
+    Args:
+        members: (A, bytes) packed bits: the masks of each atom.
+        keep: (bytes,) packed bits: the masks that are kept.
+        seen: atoms.
+        group: (A,) written at the atoms seen.
+    """
+    size = 4
+    while size < 2 * len(seen):
+        size *= 2
+    table = np.zeros(size, np.int64)  # atom 0 is never seen
+    for atom in seen:
+        digest, is_empty = np.int64(1469), True
+        for place in range(len(keep)):
+            byte = np.int64(members[atom, place] & keep[place])
+            digest = ((digest ^ byte) * 16777619) & 0xFFFFFFFF
+            is_empty = is_empty and byte == 0
+        group[atom] = 0
+        slot = (digest ^ (digest >> 15)) & (size - 1)
+        while not is_empty:
+            other = table[slot]
+            if other == 0:
+                table[slot] = atom
+                group[atom] = atom
+                break
+            is_equal = True
+            for place in range(len(keep)):
+                differs = (members[atom, place] ^ members[other, place]) & keep[place]
+                is_equal = is_equal and differs == 0
+            if is_equal:
+                group[atom] = other
+                break
+            slot = (slot + 1) & (size - 1)
+
+
+@kernel
+def copy_window(data: Bytes, spans: Words, tile_px: int, y: int, x: int, out: Bytes) -> None:
+    """Copy a window of an image's raw tiles to `out` (H, W x channels).
+
+    Args:
+        data: the object that holds the tiles.
+        spans: (rows of tiles, columns of tiles, 2) offset and bytes of each; offset ABSENT is 0.
+        tile_px: side of the tiles.
+        y: the window's first row in the image.
+        x: its first column.
+        out: one row per row of the window; its length says how many columns.
+    """
+    height = out.shape[0]
+    channels = CHANNELS
+    width = out.shape[1] // channels
+    for tile_row in range(y // tile_px, (y + height - 1) // tile_px + 1):
+        top = max(y, tile_row * tile_px)
+        bottom = min(y + height, (tile_row + 1) * tile_px)
+        for tile_column in range(x // tile_px, (x + width - 1) // tile_px + 1):
+            left = max(x, tile_column * tile_px)
+            right = min(x + width, (tile_column + 1) * tile_px)
+            begin, end = (left - x) * channels, (right - x) * channels
+            offset = spans[tile_row, tile_column, 0]
+            for line in range(top, bottom):
+                if offset == ABSENT:
+                    out[line - y, begin:end] = 0
+                    continue
+                source = (line - tile_row * tile_px) * tile_px + left - tile_column * tile_px
+                source = offset + source * channels
+                out[line - y, begin:end] = data[source : source + end - begin]
+
+
+CHANNELS = 3
+"""Bytes of a pixel."""

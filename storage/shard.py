@@ -1,0 +1,168 @@
+"""One shard, open for reading: its small tables in memory, its large arrays by window.
+
+K masks and A atoms of an image.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from samprior.storage.arrays import read_sharded_arrays, read_small_arrays
+from samprior.storage.atoms import Cache, Cut, open_atoms
+from samprior.storage.cache import BoundedCache
+from samprior.storage.errors import StoreError
+from samprior.storage.manifest import Receipt
+from samprior.storage.masks import Bools, MaskSet
+from samprior.storage.places import Place, UnreachableError
+from samprior.storage.table import MaskTable, boxes_of
+from samprior.storage.tiles import MAX_MAPS, Maps, TiledArray
+from samprior.storage.writer import COLUMN_PREFIX
+
+T = TypeVar("T")
+Columns = dict[str, npt.NDArray[np.generic]]
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the shards of a store share."""
+
+    cache: Cache
+    maps: Maps = field(default_factory=lambda: BoundedCache(MAX_MAPS))
+
+
+class Shard:
+    """Reads pictures and masks of the shard in `place`.
+
+    Raises:
+        StoreError: files are missing or not as they were written.
+        UnreachableError: an object store didn't answer.
+    """
+
+    def __init__(self, place: Place, receipt: Receipt, resources: Resources) -> None:
+        self.place = place
+        self.receipt = receipt
+        self.resources = resources
+        self._kept: dict[int, tuple[npt.NDArray[np.uint8], Columns]] = {}
+        self._tiled: dict[str, TiledArray] = {}
+        self.tables, arrays = self._guarded(self._open)
+        self.sizes = _sizes(self.tables)
+        for name in arrays.keys() - {"atoms"}:
+            self._tiled[name] = TiledArray(arrays[name], resources.maps)
+        self.atoms = self._guarded(
+            lambda: open_atoms(arrays["atoms"], self.sizes, resources.maps, resources.cache)
+        )
+
+    def _open(self) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+        """Read the tables, and where the large arrays' chunks lie.
+
+        A missing object would read as zeros, so all are looked for. Small files are compared with
+        their digests, codes carry checksums; bits of pictures are left to `verify_store`.
+        """
+        sizes = self.place.sizes()
+        held = sum(sizes.get(name, 0) for name in self.receipt.digests)
+        if held != self.receipt.stored_bytes:
+            raise ValueError(f"{held} bytes where {self.receipt.stored_bytes} were written")
+        return (
+            read_small_arrays(self.place, self.receipt),
+            read_sharded_arrays(self.place, self.receipt),
+        )
+
+    @cached_property
+    def _offsets(self) -> dict[str, npt.NDArray[np.int64]]:
+        """Where the rows of each image begin in the flat tables."""
+        if "extent" not in self.tables:  # format 1
+            return {name: self.tables[f"{name}_offset"] for name in ("mask", "atom", "member")}
+        _, _, masks, atoms = self.tables["extent"].T
+        counts = {"mask": masks, "atom": atoms, "member": atoms * -(-masks // 8)}
+        return {
+            name: np.concatenate([[0], np.cumsum(values)]).astype(np.int64)
+            for name, values in counts.items()
+        }
+
+    def _members(self, row: int) -> tuple[npt.NDArray[np.uint8], int]:
+        """Packed members (A, bytes) of an image, and its K."""
+        offsets = self._offsets
+        packed = self.tables["members"][slice(*offsets["member"][row : row + 2])]
+        num_atoms, num_masks = (
+            int(np.diff(offsets[name][row : row + 2])[0]) for name in ("atom", "mask")
+        )
+        return packed.reshape(num_atoms, -(-num_masks // 8)), num_masks
+
+    def columns(self, row: int) -> Columns:
+        """The columns of an image's mask table."""
+        masks = slice(*self._offsets["mask"][row : row + 2])
+        return {
+            name.removeprefix(COLUMN_PREFIX): column[masks]
+            for name, column in self.tables.items()
+            if name.startswith(COLUMN_PREFIX)
+        }
+
+    def table(self, row: int) -> MaskTable:
+        """The masks of an image without their pixels."""
+        packed, num_masks = self._members(row)
+        members = unpacked(packed, num_masks)
+        atom_areas, atom_boxes = self._guarded(lambda: self.atoms.measure(row, len(members)))
+        return MaskTable(
+            members=members,
+            atom_areas=atom_areas,
+            areas=atom_areas @ members,
+            boxes=boxes_of(atom_boxes, members),
+            columns=self.columns(row),
+        )
+
+    def read_picture(self, name: str, row: int, y: int, x: int, out: npt.NDArray[np.uint8]) -> None:
+        """Read the window at (y, x) that fills `out` (H, W, 3)."""
+        self._guarded(lambda: self._tiled[name].read_into(out, row, y, x))
+
+    def cut(
+        self, row: int, window: tuple[int, int, int, int], keep: Bools | None
+    ) -> tuple[Cut, Bools]:
+        """Atoms of a window (y, x, height, width), and the members of all masks (A, K) of these.
+
+        The first row of members is the empty one. `keep` (K,) leaves masks out.
+        """
+        packed, num_masks = self._members(row)
+        bits = None if keep is None else np.packbits(keep)
+        cut = self._guarded(lambda: self.atoms.cut(row, window, packed, bits))
+        rows = np.zeros((len(cut.order) + 1, packed.shape[1]), np.uint8)
+        rows[1:] = packed[cut.order]
+        if bits is not None:
+            rows &= bits
+        return cut, unpacked(rows, num_masks)
+
+    def masks(self, row: int, window: tuple[int, int, int, int], keep: Bools | None) -> MaskSet:
+        """The masks of a window; without `keep` the whole image has all masks, met or not."""
+        cut, members = self.cut(row, window, keep)
+        columns = self.columns(row)
+        if keep is None and window == (0, 0, *self.sizes[row]):
+            return MaskSet(cut.atoms, members, columns)
+        met = members.any(axis=0)
+        return MaskSet(
+            cut.atoms, members[:, met], {name: column[met] for name, column in columns.items()}
+        )
+
+    def _guarded(self, read: Callable[[], T]) -> T:
+        try:
+            return read()
+        except UnreachableError:
+            raise
+        except (KeyError, OSError, ValueError, RuntimeError, IndexError) as error:
+            raise StoreError(
+                f"{self.place.url} can't be read ({type(error).__name__}: {error}); "
+                "run `samprior verify` on the store"
+            ) from error
+
+
+def unpacked(packed: npt.NDArray[np.uint8], num_masks: int) -> Bools:
+    """Boolean members (A, K) from packed bits (A, bytes)."""
+    return np.unpackbits(packed, axis=1, count=num_masks).view(np.bool_)
+
+
+def _sizes(tables: dict[str, npt.NDArray[Any]]) -> npt.NDArray[np.int64]:
+    """(n, 2) height and width of each image."""
+    sizes = tables["extent"][:, :2] if "extent" in tables else tables["size"]
+    return np.asarray(sizes, np.int64)

@@ -1,0 +1,141 @@
+"""Tars that a job writes shard by shard, with receipts, as it does the zarr store.
+
+    OUT/header.json            what the job makes; as the header of a zarr store
+    OUT/receipts/000000.json   one receipt per shard; the tar counts from then on
+    OUT/000000.tar             the shard's samples, if it holds images
+    OUT/index.json             written last: now the folder is whole
+
+Tars and index are those that an export of the equal zarr store would write, byte for byte.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from samprior.storage.errors import StoreError
+from samprior.storage.files import sha256_of, write_bytes
+from samprior.storage.manifest import (
+    Header,
+    Inputs,
+    Receipt,
+    read_receipts,
+    receipt_file,
+    write_receipt,
+)
+from samprior.storage.tars import INDEX, TarEntry, tar_name, write_index, write_tar
+from samprior.storage.writer import Record
+
+HEADER = "header.json"
+
+
+def write_tar_header(root: Path, header: Header) -> None:
+    """Make the folder that will hold the tars."""
+    fields = {**asdict(header), "fingerprint": header.fingerprint}
+    write_bytes(root / HEADER, json.dumps(fields, indent=1, sort_keys=True).encode() + b"\n")
+
+
+def read_tar_header(root: Path) -> Header:
+    """What the tars at `root` are made of.
+
+    Raises:
+        StoreError: it is missing, damaged, or was altered.
+    """
+    file = root / HEADER
+    try:
+        fields = dict(json.loads(file.read_bytes()))
+        fingerprint = fields.pop("fingerprint")
+        header = Header(**fields)
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise StoreError(f"{file} is no header of samprior's tars ({error!r})") from error
+    if header.fingerprint != fingerprint:
+        raise StoreError(f"{file} was altered: its fingerprint does not fit its content")
+    return header
+
+
+def read_tar_receipts(root: Path) -> dict[int, Receipt]:
+    """The receipts of the shards whose tars are there, by shard, in order.
+
+    Raises:
+        StoreError: a receipt is damaged.
+    """
+    return {
+        shard: receipt
+        for shard, receipt in read_receipts(root).items()
+        if not receipt.keys or _size_of(root / tar_name(shard)) == receipt.stored_bytes
+    }
+
+
+def write_tar_shard(
+    root: Path,
+    shard: int,
+    records: Sequence[Record],
+    *,
+    paired: bool,
+    inputs: Mapping[str, Inputs] | None = None,
+    quarantined: Mapping[str, str] | None = None,
+    notes: Sequence[str] = (),
+) -> Receipt:
+    """Write a shard of a job as a tar, as `write_shard` does as zarr, and then its receipt.
+
+    A shard of no records (all quarantined) has a receipt and no tar. The index goes first: a folder
+    that has one is whole.
+
+    Raises:
+        StoreError: pictures and masks that are not of one size.
+    """
+    for record in records:
+        if not record.degraded.shape == record.clean.shape == (*record.masks.shape, 3):
+            raise StoreError(
+                f"{record.key}: degraded {record.degraded.shape}, clean {record.clean.shape} and "
+                f"masks {record.masks.shape} must be of one size"
+            )
+    (root / INDEX).unlink(missing_ok=True)
+    receipt_file(root, shard).unlink(missing_ok=True)
+    tar = root / tar_name(shard)
+    if records:
+        write_tar(tar, records, paired=paired)
+    else:
+        tar.unlink(missing_ok=True)
+    receipt = Receipt(
+        shard=shard,
+        keys=tuple(record.key for record in records),
+        sizes=tuple(record.masks.shape for record in records),
+        num_masks=tuple(len(record.masks) for record in records),
+        stored_bytes=tar.stat().st_size if records else 0,
+        digests={tar.name: sha256_of(tar)} if records else {},
+        inputs=dict(inputs or {}),
+        quarantined=dict(quarantined or {}),
+        notes=tuple(notes),
+    )
+    write_receipt(root, receipt)
+    return receipt
+
+
+def finish_tars(root: Path, header: Header, receipts: Mapping[int, Receipt]) -> None:
+    """Write the index, from the receipts of all shards.
+
+    Raises:
+        StoreError: a tar has gone meanwhile.
+    """
+    if len(receipts) < header.num_shards:
+        raise StoreError(
+            f"{root} has {len(receipts)} of {header.num_shards} shards; run the same command again"
+        )
+    entries = [
+        TarEntry(
+            name=tar_name(receipt.shard),
+            num_samples=len(receipt.keys),
+            num_bytes=receipt.stored_bytes,
+            sha256=receipt.digests[tar_name(receipt.shard)],
+            keys=receipt.keys,
+            sizes=receipt.sizes,
+        )
+        for receipt in receipts.values()
+        if receipt.keys
+    ]
+    write_index(root, entries, fingerprint=header.fingerprint)
+
+
+def _size_of(tar: Path) -> int | None:
+    return tar.stat().st_size if tar.is_file() else None
