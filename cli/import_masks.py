@@ -12,7 +12,9 @@ from samprior.cli.progress import progress
 @click.command("import-masks")
 @click.option("--amg", type=PathOption, help="Folder that SAM's scripts/amg.py wrote.")
 @click.option("--image", type=PathOption, help="The picture of that folder, if it is only one.")
+@click.option("--images", type=PathOption, help="Pictures that --amg has a folder each for.")
 @click.option("--sa1b", type=PathOption, help="Folder of SA-1B: sa_N.jpg beside sa_N.json.")
+@click.option("--coco", type=PathOption, help="COCO instances file; its pictures are in --images.")
 @click.option("--dataset", metavar="NAME", help="Dataset whose images --amg has a folder each for.")
 @click.option("--root", type=PathOption, help="That dataset's folder.")
 @click.option("--split", help="That dataset's split.")
@@ -24,7 +26,9 @@ from samprior.cli.progress import progress
 def command(  # one argument per option
     amg: Path | None,
     image: Path | None,
+    images: Path | None,
     sa1b: Path | None,
+    coco: Path | None,
     dataset: str | None,
     root: Path | None,
     split: str | None,
@@ -41,27 +45,41 @@ def command(  # one argument per option
 
     \b
     samprior import-masks --amg out/dog --image dog.jpg --out stores/dog
-    samprior import-masks --sa1b sa_000020 --out stores/sa1b
+    samprior import-masks --amg masks --images images --out stores/mine
     samprior import-masks --amg out --dataset rain --root Rain13K --split train --out stores/rain
+    samprior import-masks --sa1b sa_000020 --out stores/sa1b
+    samprior import-masks --coco instances_val2017.json --images val2017 --out stores/coco
     """
-    from samprior.pipeline.makers import amg_dataset, amg_image, sa1b_folder
+    from samprior.pipeline.imports import (
+        amg_dataset,
+        amg_image,
+        amg_pictures,
+        coco_pictures,
+        sa1b_folder,
+    )
     from samprior.pipeline.precompute import import_pictures, precompute
     from samprior.storage.errors import UsageError
 
     of_dataset = (root, split, variant, degraded_pattern, clean_pattern)
+    values = {"amg": amg, "image": image, "images": images, "sa1b": sa1b, "coco": coco}
+    given = {name for name, value in values.items() if value}
+    given |= {"dataset"} if dataset or any(of_dataset) else set()
     with progress("importing", "image") as advance:
-        if amg and dataset and root and not (image or sa1b):
+        if given == {"amg", "dataset"} and amg and dataset and root:
             found = open_dataset(dataset, root, *of_dataset[1:])
             maker = amg_dataset(amg, found.pairs)
             result = precompute(found, out, maker, workers=0, progress=advance)
-        elif amg and image and not (sa1b or dataset or any(of_dataset)):
-            pairs, one = amg_image(amg, image)
-            result = import_pictures(pairs, out, one, progress=advance)
-        elif sa1b and not (amg or image or dataset or any(of_dataset)):
-            pairs, many = sa1b_folder(sa1b)
-            result = import_pictures(pairs, out, many, progress=advance)
+        elif given == {"amg", "image"} and amg and image:
+            result = import_pictures(*amg_image(amg, image), out=out, progress=advance)
+        elif given == {"amg", "images"} and amg and images:
+            result = import_pictures(*amg_pictures(amg, images), out=out, progress=advance)
+        elif given == {"sa1b"} and sa1b:
+            result = import_pictures(*sa1b_folder(sa1b), out=out, progress=advance)
+        elif given == {"coco", "images"} and coco and images:
+            result = import_pictures(*coco_pictures(coco, images), out=out, progress=advance)
         else:
             raise UsageError(
-                "give --amg with --image, or --amg with --dataset and --root, or --sa1b alone"
+                "give --amg with --image, or with --images, or with --dataset and --root; or "
+                "--sa1b alone; or --coco with --images"
             )
     report(result, out, allow_quarantine=allow_quarantine)

@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 @click.command("precompute", short_help="Segment a dataset once and keep all masks.")
 @dataset_options
 @click.option("--out", required=True, type=PathOption, help="The store's folder.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["zarr", "webdataset"]),
+    default="zarr",
+    show_default=True,
+    help="A store, or tars to stream from.",
+)
 @click.option("--segmenter", default="sam", show_default=True, help="sam or superpixel.")
 @click.option("--model", help="vit_h, vit_l or vit_b.  [default: vit_h]")
 @click.option("--checkpoint", type=PathOption, help="SAM's .pth file; else it is downloaded.")
@@ -50,6 +58,7 @@ def command(  # one argument per option
     degraded_pattern: str | None,
     clean_pattern: str | None,
     out: Path,
+    form: Literal["zarr", "webdataset"],
     segmenter: str,
     model: str | None,
     checkpoint: Path | None,
@@ -73,6 +82,11 @@ def command(  # one argument per option
     samprior precompute --dataset folder --root my-data --out stores/mine \\
         --degraded-pattern 'noisy/{key}.png' --clean-pattern 'clean/{key}.png' \\
         --segmenter superpixel
+    samprior precompute --dataset rain --root Rain13K --split train --out tars/rain \\
+        --format webdataset
+
+    Training and the other commands take a store. Tars are for training programs of your own; they
+    are those that `samprior export` would write.
     """
     from samprior.pipeline.precompute import precompute
 
@@ -86,13 +100,14 @@ def command(  # one argument per option
     }
     maker = _maker(segmenter, settings, {name: given for name, given in sam.items() if given})
     if dry_run:
-        _dry_run(found, maker, source, images_per_shard)
+        _dry_run(found, maker, form, source, images_per_shard)
         return
     with progress(f"segmenting ({segmenter})", "image") as advance:
         result = precompute(
             found,
             out,
             maker,
+            form=form,
             source=source,
             images_per_shard=images_per_shard,
             workers=workers,
@@ -142,14 +157,15 @@ def report(result: "JobResult", out: Path, *, allow_quarantine: bool) -> None:
 
 
 def _dry_run(
-    dataset: "Dataset", maker: "Segmented", source: "Source", images_per_shard: int
+    dataset: "Dataset", maker: "Segmented", form: str, source: "Source", images_per_shard: int
 ) -> None:
+    from samprior.pipeline.forms import FORMS
     from samprior.pipeline.job import estimate
     from samprior.pipeline.plan import plan_shards
     from samprior.storage.survey import counted
 
     plan = plan_shards(dataset.pairs, images_per_shard=images_per_shard)
-    guess = estimate(plan, maker, source=source, paired=True)
+    guess = estimate(plan, maker, source=source, paired=True, form=FORMS[form])
     num_images = len(dataset.pairs)
     total_s = guess.seconds_per_image * num_images
     click.echo(

@@ -1,9 +1,7 @@
 """Ready-made masks: folders of the official scripts/amg.py, and the JSON files of SA-1B.
 
-The files may come from anywhere: every number is parsed strictly, no path leaves the folder,
-sizes are bounded before anything is allocated, and whatever the content, the result is a
-`MaskSet` or a `MaskFormatError`; passing errors of the machine come through as they are. Columns
-are those of the `sam` segmenter: `predicted_iou`, `stability`, `point`.
+Untrusted input, see `mask_files`. Columns are those of the `sam` segmenter: `predicted_iou`,
+`stability`, `point`, float32.
 """
 
 import re
@@ -13,34 +11,34 @@ import zlib
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
-from samprior.pipeline.rle import counts_to_mask, decode_counts
+from samprior.pipeline.mask_files import (
+    LARGEST_NUMBER,
+    Code,
+    Count,
+    Number,
+    Side,
+    Strict,
+    empty_planes,
+    first_problem,
+    read_bounded,
+    refuse,
+)
 from samprior.storage import MaskSet
 from samprior.storage.errors import MaskFormatError
-from samprior.storage.images import MAX_PIXELS, is_passing
-
-MAX_TABLE_BYTES = 64 * 2**20
-"""Larger metadata.csv and JSON files are refused; those of real images are far smaller."""
-
-MAX_MASK_PIXELS = 4_000_000_000
-"""Masks times pixels of one image; more would fill the memory of most machines."""
-AMG_HEADER = (
-    "id,area,bbox_x0,bbox_y0,bbox_w,bbox_h,point_input_x,point_input_y,predicted_iou,"
-    "stability_score,crop_box_x0,crop_box_y0,crop_box_w,crop_box_h"
-)
-"""First line of metadata.csv as scripts/amg.py writes it."""
+from samprior.storage.images import MAX_PIXELS
+from samprior.storage.interchange import AMG_HEADER
 
 _COLUMNS = AMG_HEADER.split(",")
 _WHOLE = re.compile(r"0|[1-9][0-9]{0,9}", re.ASCII)
 _NUMBER = re.compile(r"-?[0-9]{1,20}(\.[0-9]{1,40})?([eE][+-]?[0-9]{1,3})?", re.ASCII)
-_LARGEST = 1e9
-"""No score or coordinate comes near; float32 holds it."""
+_MAY_BE_NAN = ("predicted_iou", "stability_score")
 
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 """What Pillow raises for damaged PNG files."""
@@ -62,7 +60,7 @@ def read_amg_folder(folder: Path, *, shape: tuple[int, int] | None = None) -> Ma
                 f"{folder} lists no mask, so the size of the image is unknown; pass shape=(H, W)"
             )
         shape = _png_shape(folder / f"{rows[0].number}.png")
-    planes = _planes(len(rows), shape, folder)
+    planes = empty_planes(len(rows), shape, folder)
     for plane, row in zip(planes, rows, strict=True):
         plane[:] = _read_mask_png(folder / f"{row.number}.png", shape)
         area = int(np.count_nonzero(plane))
@@ -83,12 +81,10 @@ def read_sa1b(json_file: Path) -> MaskSet:
         MaskFormatError: anything that isn't this layout; names the file and the annotation.
     """
     try:
-        record = _Sa1bFile.model_validate_json(_read_bounded(json_file))
+        record = _Sa1bFile.model_validate_json(read_bounded(json_file))
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the whole file"
         raise MaskFormatError(
-            f"{json_file} is not in the layout of SA-1B: {place}: {first['msg']}"
+            f"{json_file} is not in the layout of SA-1B: {first_problem(error)}"
         ) from error
     height, width = record.image.height, record.image.width
     if height * width > MAX_PIXELS:
@@ -97,7 +93,7 @@ def read_sa1b(json_file: Path) -> MaskSet:
             "read"
         )
     notes = record.annotations
-    planes = _planes(len(notes), (height, width), json_file)
+    planes = empty_planes(len(notes), (height, width), json_file)
     for i, (plane, note) in enumerate(zip(planes, notes, strict=True)):
         try:
             plane[:] = _decode(note, height, width)
@@ -123,7 +119,7 @@ class _Row:
 
 def _read_metadata(path: Path) -> list[_Row]:
     try:
-        lines = _read_bounded(path).decode("ascii").removesuffix("\n").split("\n")
+        lines = read_bounded(path).decode("ascii").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
         raise MaskFormatError(f"{path} is not plain text: {error}") from error
     if lines[0].rstrip("\r") != AMG_HEADER:
@@ -148,7 +144,9 @@ def _parse_row(text: str, line: int, path: Path) -> _Row:
         raise MaskFormatError(f"{path} line {line} has {len(cells)} columns, wanted {wanted}")
     for name, cell in zip(_COLUMNS, cells, strict=True):
         whole = name in ("id", "area")
-        if not (_WHOLE if whole else _NUMBER).fullmatch(cell) or abs(float(cell)) > _LARGEST:
+        if cell == "nan" and name in _MAY_BE_NAN:
+            continue  # a stability of 0/0
+        if not (_WHOLE if whole else _NUMBER).fullmatch(cell) or abs(float(cell)) > LARGEST_NUMBER:
             kind = "a whole number" if whole else "a number"
             raise MaskFormatError(f"{path} line {line}: {name} is {cell[:40]!r}, wanted {kind}")
     value = dict(zip(_COLUMNS, cells, strict=True))
@@ -181,7 +179,7 @@ def _open_png(path: Path) -> Image.Image:
     except FileNotFoundError as error:
         raise MaskFormatError(f"{path} is missing, but metadata.csv lists it") from error
     except (*_UNREADABLE, Image.DecompressionBombError) as error:
-        _refuse(path, "read as PNG", error)
+        refuse(path, "read as PNG", error)
 
 
 def _png_shape(path: Path) -> tuple[int, int]:
@@ -201,95 +199,44 @@ def _read_mask_png(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.bool_]:
         try:
             grey = np.asarray(image.convert("L"))
         except _UNREADABLE as error:
-            _refuse(path, "decoded", error)
+            refuse(path, "decoded", error)
     plane: npt.NDArray[np.bool_] = grey == 255
     if np.count_nonzero(grey) != np.count_nonzero(plane):
         raise MaskFormatError(f"{path} has other values than 0 and 255, so it is no mask")
     return plane
 
 
-def _refuse(path: Path, what: str, error: Exception) -> NoReturn:
-    if is_passing(error):
-        raise error
-    raise MaskFormatError(f"{path} can't be {what} ({error})") from error
+class _Annotation(Strict):
+    segmentation: Code
+    area: Count
+    predicted_iou: Number | None
+    """None is NaN, which JSON lacks."""
+    stability_score: Number | None
+    point_coords: Annotated[list[tuple[Number, Number]], Field(min_length=1, max_length=1)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True)
+class _ImageNote(Strict):
+    width: Side
+    height: Side
 
 
-_Score = Annotated[float, Field(ge=-_LARGEST, le=_LARGEST, allow_inf_nan=False)]
-_Side = Annotated[int, Field(ge=1, le=MAX_PIXELS)]
-_Count = Annotated[int, Field(ge=0, le=MAX_PIXELS)]
-
-
-class _Code(_Strict):
-    size: tuple[_Side, _Side]
-    counts: str | list[_Count]
-
-
-class _Annotation(_Strict):
-    segmentation: _Code
-    area: _Count
-    predicted_iou: _Score
-    stability_score: _Score
-    point_coords: Annotated[list[tuple[_Score, _Score]], Field(min_length=1, max_length=1)]
-
-
-class _ImageNote(_Strict):
-    width: _Side
-    height: _Side
-
-
-class _Sa1bFile(_Strict):
+class _Sa1bFile(Strict):
     image: _ImageNote
     annotations: list[_Annotation]
 
 
 def _decode(note: _Annotation, height: int, width: int) -> npt.NDArray[np.bool_]:
-    code = note.segmentation
-    if code.size != (height, width):
-        raise ValueError(f"size is {list(code.size)}, wanted {[height, width]} as the image")
-    counts = (
-        decode_counts(code.counts)
-        if isinstance(code.counts, str)
-        else np.array(code.counts, np.int64)
-    )
-    plane = counts_to_mask(counts, height=height, width=width)
+    plane = note.segmentation.plane(height, width)
     area = int(np.count_nonzero(plane))
     if area != note.area:
         raise ValueError(f"area is {note.area}, but the code has {area} pixels")
     return plane
 
 
-def _read_bounded(path: Path) -> bytes:
-    try:
-        with path.open("rb") as stream:
-            content = stream.read(MAX_TABLE_BYTES + 1)
-    except OSError as error:
-        _refuse(path, "read", error)
-    if len(content) > MAX_TABLE_BYTES:
-        raise MaskFormatError(f"{path} has more than {MAX_TABLE_BYTES >> 20} MiB; is it the file?")
-    return content
-
-
-def _planes(num_masks: int, shape: tuple[int, int], source: Path) -> npt.NDArray[np.bool_]:
-    height, width = shape
-    if height * width > MAX_PIXELS:
-        raise MaskFormatError(
-            f"{source} has masks of {width}x{height}; at most {MAX_PIXELS:,} pixels are read"
-        )
-    if num_masks * height * width > MAX_MASK_PIXELS:
-        raise MaskFormatError(
-            f"{source} has {num_masks} masks of {width}x{height}, more than memory should hold"
-        )
-    return np.empty((num_masks, height, width), np.bool_)
-
-
 def _mask_set(
     planes: npt.NDArray[np.bool_],
-    ious: list[float],
-    stabilities: list[float],
+    ious: list[float | None],
+    stabilities: list[float | None],
     points: list[tuple[float, float]],
 ) -> MaskSet:
     return MaskSet.from_masks(

@@ -11,14 +11,16 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from samprior.pipeline.forms import ZARR, Form
 from samprior.pipeline.plan import ShardPlan, Source, pending
 from samprior.pipeline.worker import MaskMaker, MasksOf, ShardWorker, inputs_of
 from samprior.storage.errors import ImageError, StoreError
 from samprior.storage.files import LOCK, STAGED_SUFFIX, only_writer, remove_drafts
-from samprior.storage.manifest import Header, read_header, read_receipts, write_header
+from samprior.storage.manifest import Header
 
 __all__ = [
     "Estimate",
@@ -54,6 +56,7 @@ def run_job(
     header: Header,
     maker: MaskMaker,
     *,
+    form: Form = ZARR,
     source: Source = "clean",
     workers: int = 1,
     gpus_per_worker: float = 0.0,
@@ -62,10 +65,11 @@ def run_job(
     """Bring the store at `out` to the state the plan describes; finished shards are kept.
 
     Args:
-        out: the store's folder, made if missing.
+        out: the folder of the store or of its tars, made if missing.
         plan: all shards of the store.
         header: what the store is made of; must be that of an existing store at `out`.
         maker: where the masks come from.
+        form: how the shards are kept.
         source: the picture of each pair that is segmented.
         workers: Ray actors; 0 runs in this process.
         gpus_per_worker: GPUs reserved for each actor.
@@ -75,20 +79,26 @@ def run_job(
         StoreError: `out` holds something else, or shards were given up.
         BusyError: another job writes to it.
     """
-    _refuse_strangers(out)
+    form.check_keys(pair.key for shard in plan for pair in shard.pairs)
+    _refuse_strangers(out, form)
     with only_writer(out):
-        _claim(out, header)
+        _claim(out, header, form)
         for folder in (out, out / "shards", out / "receipts"):
             remove_drafts(folder)
-        todo = pending(plan, read_receipts(out), partial(inputs_of, maker))
-        arguments = {"source": source, "paired": header.paired}
+        todo = pending(plan, form.read_receipts(out), partial(inputs_of, maker))
+        arguments: dict[str, Any] = {
+            "source": source,
+            "paired": header.paired,
+            "store_shard": form.write_shard,
+        }
         if todo and workers:
             from samprior.pipeline.cluster import run_on_ray
 
             run_on_ray(todo, (out, maker), arguments, workers, gpus_per_worker, progress)
         elif todo:
-            _run_here(todo, ShardWorker(out, maker, source=source, paired=header.paired), progress)
-        receipts = read_receipts(out)
+            _run_here(todo, ShardWorker(out, maker, **arguments), progress)
+        receipts = form.read_receipts(out)
+        form.finish(out, header, receipts)
     return JobResult(
         num_images=sum(len(receipt.keys) for receipt in receipts.values()),
         shards_written=len(todo),
@@ -114,6 +124,7 @@ def estimate(
     *,
     source: Source,
     paired: bool,
+    form: Form = ZARR,
     num_probes: int = 3,
 ) -> Estimate:
     """Segment and store evenly spaced images in a temporary folder, and measure.
@@ -125,7 +136,9 @@ def estimate(
     places = np.linspace(0, len(pairs) - 1, min(num_probes, len(pairs))).round().astype(int)
     probes = ShardPlan(0, tuple(pairs[place] for place in places))
     with tempfile.TemporaryDirectory(prefix="samprior-probe-") as folder:
-        worker = ShardWorker(Path(folder), maker, source=source, paired=paired)
+        worker = ShardWorker(
+            Path(folder), maker, source=source, paired=paired, store_shard=form.write_shard
+        )
         worker.load()
         started = time.monotonic()
         receipt = worker.write(probes)
@@ -148,31 +161,32 @@ def _run_here(todo: Sequence[ShardPlan], worker: ShardWorker, progress: Progress
         worker.write(shard)
 
 
-def _claim(out: Path, header: Header) -> None:
+def _claim(out: Path, header: Header, form: Form) -> None:
     """Make the store, or make sure that the one at `out` is the plan's.
 
     A store in which no shard was ever finished holds nothing that could be of another kind.
     """
-    if (out / "zarr.json").exists() and any((out / "receipts").glob("*.json")):
-        found = read_header(out)
+    is_there = [(out / name).exists() for name in form.header_files]
+    if is_there[0] and any((out / "receipts").glob("*.json")):
+        found = form.read_header(out)
         if found.fingerprint != header.fingerprint:
             raise StoreError(
                 f"{out} was made with other settings "
                 f"({'; '.join(found.difference(header)[:3])}); choose another --out, or remove it "
                 "first"
             )
-    if not (out / "shards" / "zarr.json").exists() or read_header(out) != header:
-        write_header(out, header)
+    if not all(is_there) or form.read_header(out) != header:
+        form.write_header(out, header)
 
 
-def _refuse_strangers(out: Path) -> None:
+def _refuse_strangers(out: Path, form: Form) -> None:
     """Raise StoreError if `out` holds anything but a store or what a killed job may have left."""
-    if (out / "zarr.json").exists():
-        read_header(out)  # refuses what others wrote
+    if (out / form.header_files[0]).exists():
+        form.read_header(out)  # refuses what others wrote
         return
     if not out.exists():
         return
     if not out.is_dir() or any(
         path.suffix != STAGED_SUFFIX and path.name != LOCK for path in out.iterdir()
     ):
-        raise StoreError(f"{out} exists and is no samprior store; choose another --out")
+        raise StoreError(f"{out} exists and is no samprior {form.noun}; choose another --out")

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from samprior.pipeline.datasets import Dataset, Pair
+from samprior.pipeline.forms import FORMS
 from samprior.pipeline.job import JobResult, MaskMaker, Progress, run_job
 from samprior.pipeline.makers import worker_pool
 from samprior.pipeline.plan import IMAGES_PER_SHARD, Source, plan_header, plan_shards
+from samprior.storage.choices import check_choice
 
 
 def precompute(
@@ -14,6 +16,7 @@ def precompute(
     out: Path,
     maker: MaskMaker,
     *,
+    form: str = "zarr",
     source: Source = "clean",
     images_per_shard: int = IMAGES_PER_SHARD,
     workers: int | None = None,
@@ -25,6 +28,7 @@ def precompute(
         dataset: from `find_dataset`.
         out: the store's folder, made if missing.
         maker: from `segmenter_maker`, or an importer.
+        form: "zarr", the store; or "webdataset", the tars that an export of it would write.
         source: the picture of each pair that is segmented.
         images_per_shard: images of a shard.
         workers: Ray workers; 0 runs in this process, None chooses by the maker.
@@ -32,8 +36,9 @@ def precompute(
 
     Raises:
         StoreError, BusyError: see `run_job`.
-        UsageError: a number of workers or images that can't be.
+        UsageError: a form that isn't known; a number of workers or images that can't be.
     """
+    check_choice("--format", form, FORMS)
     plan = plan_shards(dataset.pairs, images_per_shard=images_per_shard)
     header = plan_header(
         plan,
@@ -50,6 +55,7 @@ def precompute(
         plan,
         header,
         maker,
+        form=FORMS[form],
         source=source,
         workers=count,
         gpus_per_worker=gpus_per_worker,
@@ -58,7 +64,7 @@ def precompute(
 
 
 def import_pictures(
-    pairs: Sequence[Pair], out: Path, maker: MaskMaker, *, progress: Progress | None = None
+    pairs: Sequence[Pair], maker: MaskMaker, *, out: Path, progress: Progress | None = None
 ) -> JobResult:
     """Store single pictures with ready masks, in this process; the store is not paired.
 

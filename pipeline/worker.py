@@ -42,6 +42,23 @@ class ManyMasksOf(Protocol):
         """What there is to say about the work since the last call, for the receipt."""
 
 
+class ShardWriter(Protocol):
+    """Writes one shard whole, and then its receipt; such as `storage.writer.write_shard`."""
+
+    def __call__(
+        self,
+        root: Path,
+        shard: int,
+        records: Sequence[Record],
+        *,
+        paired: bool,
+        inputs: Mapping[str, Inputs] | None = None,
+        quarantined: Mapping[str, str] | None = None,
+        notes: Sequence[str] = (),
+    ) -> Receipt:
+        """Write; the arguments are those of `write_shard`."""
+
+
 class MaskMaker(Protocol):
     """Where masks come from: a segmenter, or masks that somebody made before. Pickled to actors."""
 
@@ -73,6 +90,7 @@ class ShardWorker:
         *,
         source: Source,
         paired: bool,
+        store_shard: ShardWriter = write_shard,
         num_threads: int | None = None,
     ) -> None:
         if num_threads is not None:
@@ -82,6 +100,7 @@ class ShardWorker:
         self.maker = maker
         self.source = source
         self.paired = paired
+        self.store_shard = store_shard
         self.on_image: Callable[[], None] | None = None
         self.images_done = 0
         self.masks_of: MasksOf | None = None
@@ -121,7 +140,7 @@ class ShardWorker:
                 self.images_done += 1
                 if self.on_image:
                     self.on_image()
-        return write_shard(
+        return self.store_shard(
             self.root,
             shard.shard,
             records,

@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco
 
-from samprior.pipeline import importers
-from samprior.pipeline.importers import AMG_HEADER, read_amg_folder, read_sa1b
+from samprior.pipeline import mask_files
+from samprior.pipeline.importers import read_amg_folder, read_sa1b
 from samprior.storage import MaskSet
 from samprior.storage.errors import MaskFormatError
+from samprior.storage.interchange import AMG_HEADER
 
 SHAPE = (7, 10)
 reuse_folder = settings(
@@ -229,10 +230,10 @@ def test_sizes_are_bounded_before_memory_is_taken(
     (amg / "0.png").write_bytes(png_header(60_000, 60_000))
     with pytest.raises(MaskFormatError, match=r"0\.png"):
         read_amg_folder(amg)
-    monkeypatch.setattr(importers, "MAX_MASK_PIXELS", 100)
+    monkeypatch.setattr(mask_files, "MAX_MASK_PIXELS", 100)
     with pytest.raises(MaskFormatError, match="3 masks of 10x7"):
         read_sa1b(sa1b_file)
-    monkeypatch.setattr(importers, "MAX_TABLE_BYTES", 100)
+    monkeypatch.setattr(mask_files, "MAX_TABLE_BYTES", 100)
     for read, path in ((read_sa1b, sa1b_file), (read_amg_folder, amg)):
         with pytest.raises(MaskFormatError, match="more than"):
             read(path)

@@ -16,6 +16,7 @@ from PIL import Image
 from ray import cloudpickle
 
 from samprior.pipeline.datasets import Pair
+from samprior.pipeline.forms import WEBDATASET
 from samprior.pipeline.job import JobResult, MaskMaker, MasksOf, estimate, run_job
 from samprior.pipeline.makers import Segmented
 from samprior.pipeline.plan import ShardPlan, input_bytes, pending, plan_header, plan_shards
@@ -339,6 +340,14 @@ def test_ray_writes_the_same_bytes_as_one_process(tmp_path: Path, pairs: list[Pa
     assert digests_of(tmp_path / "ray") == digests_of(tmp_path / "here")
     assert seen[-1] == (7, 7)
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+@pytest.mark.usefixtures("private_ray")
+def test_ray_writes_the_same_tars_as_one_process(tmp_path: Path, pairs: list[Pair]) -> None:
+    run(tmp_path / "here", pairs, form=WEBDATASET)
+    result = run(tmp_path / "ray", pairs, form=WEBDATASET, workers=2)
+    assert (result.num_images, result.shards_written) == (7, 3)
+    assert digests_of(tmp_path / "ray") == digests_of(tmp_path / "here")
 
 
 @pytest.mark.usefixtures("private_ray")

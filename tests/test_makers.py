@@ -9,21 +9,15 @@ import pytest
 import torch
 
 from samprior.pipeline.datasets import Pair
-from samprior.pipeline.importers import AMG_HEADER
+from samprior.pipeline.imports import amg_dataset, amg_image, sa1b_folder
 from samprior.pipeline.job import JobResult, MaskMaker, run_job
-from samprior.pipeline.makers import (
-    Segmented,
-    amg_dataset,
-    amg_image,
-    sa1b_folder,
-    segmenter_maker,
-    worker_pool,
-)
+from samprior.pipeline.makers import Segmented, segmenter_maker, worker_pool
 from samprior.pipeline.plan import plan_header, plan_shards
 from samprior.pipeline.sam_segmenter import SamSettings
 from samprior.storage import MaskStore
 from samprior.storage.errors import LayoutError, UsageError
 from samprior.storage.images import write_png
+from samprior.storage.interchange import AMG_HEADER
 
 SHAPE = (8, 10)
 

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import webdataset as wds
 from PIL import Image
+from pycocotools import mask as coco
 
-from samprior.storage import MaskSet, MaskStore, Record, shards
-from samprior.storage.errors import StoreError, UsageError
-from samprior.storage.files import STAGED_SUFFIX
+from samprior.storage import MaskSet, MaskStore, Record, tars
+from samprior.storage.errors import BusyError, StoreError, UsageError
+from samprior.storage.files import STAGED_SUFFIX, only_writer
 from samprior.storage.manifest import Header, digests_of, write_header
+from samprior.storage.samples import sample_of
 from samprior.storage.shards import export_webdataset, exported_tars, read_webdataset
 from samprior.storage.writer import write_shard
 
@@ -54,9 +56,9 @@ def store_of(root: Path, records: list[Record]) -> MaskStore:
 
 def test_records_come_back_in_order(tmp_path: Path, store: MaskStore) -> None:
     calls: list[tuple[int, int]] = []
-    tars = export_webdataset(store, tmp_path / "out", progress=lambda *done: calls.append(done))
-    assert tars == exported_tars(tmp_path / "out")
-    assert [tar.name for tar in tars] == ["000000.tar", "000001.tar", "000002.tar"]
+    files = export_webdataset(store, tmp_path / "out", progress=lambda *done: calls.append(done))
+    assert files == exported_tars(tmp_path / "out")
+    assert [file.name for file in files] == ["000000.tar", "000001.tar", "000002.tar"]
     assert calls == [(2, 5), (4, 5), (5, 5)]
     records = list(read_webdataset(tmp_path / "out"))
     assert len(records) == 5
@@ -66,8 +68,8 @@ def test_records_come_back_in_order(tmp_path: Path, store: MaskStore) -> None:
 # webdataset closes no tar that it opens; ours does, see `read_webdataset`.
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 def test_webdataset_alone_reads_the_export(tmp_path: Path, store: MaskStore) -> None:
-    tars = export_webdataset(store, tmp_path / "out")
-    samples = list(wds.WebDataset([str(tar) for tar in tars], shardshuffle=False).decode("rgb8"))
+    files = export_webdataset(store, tmp_path / "out")
+    samples = list(wds.WebDataset([str(file) for file in files], shardshuffle=False).decode("rgb8"))
     assert [sample["__key__"] for sample in samples] == list(store.keys)
     for sample, record in zip(samples, store, strict=True):
         np.testing.assert_array_equal(sample["degraded.png"], record.degraded)
@@ -116,7 +118,12 @@ def test_the_index_counts(tmp_path: Path, store: MaskStore) -> None:
     assert index["num_samples"] == 5
     assert [entry["num_samples"] for entry in index["shards"]] == [2, 2, 1]
     digests, _ = digests_of(tmp_path / "out")
-    assert all(digests[entry["name"]] == entry["sha256"] for entry in index["shards"])
+    for entry in index["shards"]:
+        assert digests[entry["name"]] == entry["sha256"]
+        assert (tmp_path / "out" / entry["name"]).stat().st_size == entry["bytes"]
+    assert [key for entry in index["shards"] for key in entry["keys"]] == list(store.keys)
+    sizes = [tuple(size) for entry in index["shards"] for size in entry["sizes"]]
+    assert sizes == [store.size(place) for place in range(5)]
 
 
 @pytest.mark.parametrize(
@@ -128,23 +135,22 @@ def test_keys_are_kept(tmp_path: Path, make_record: Make, key: str) -> None:
     assert [record.key for record in read_webdataset(tmp_path / "out")] == [key, "z"]
 
 
-def test_keys_that_webdataset_would_cut_are_refused(tmp_path: Path, make_record: Make) -> None:
-    store = store_of(tmp_path / "store", [make_record("folder/frame.v2")])
-    with pytest.raises(UsageError, match=r"'folder/frame\.v2'.*first dot"):
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("folder/frame.v2", r"'folder/frame\.v2'.*first dot"),
+        ("__notes__/frame", "passes over __notes__/"),
+        ("../frame", "no path below"),
+        ("/etc/frame", "no path below"),
+    ],
+)
+def test_keys_that_would_not_come_back_are_refused(
+    tmp_path: Path, make_record: Make, key: str, message: str
+) -> None:
+    store = store_of(tmp_path / "store", [make_record(key)])
+    with pytest.raises(UsageError, match=message):
         export_webdataset(store, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def test_each_rank_and_worker_reads_its_own(
-    tmp_path: Path, store: MaskStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    export_webdataset(store, tmp_path / "out")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    found = []
-    for rank in ("0", "1"):
-        monkeypatch.setenv("RANK", rank)
-        found.append([record.key for record in read_webdataset(tmp_path / "out")])
-    assert found == [["images/000", "images/001", "images/004"], ["images/002", "images/003"]]
 
 
 def test_a_killed_export_is_no_export_and_resumes(
@@ -154,18 +160,17 @@ def test_a_killed_export_is_no_export_and_resumes(
     out = tmp_path / "out"
     written = []
 
-    def sample(record: Record, *, paired: bool) -> dict[str, str | bytes]:
+    def sample(record: Record, **settings: Any) -> dict[str, str | bytes]:  # noqa: ANN401
         if len(written) == 3:
             raise KeyboardInterrupt
         written.append(record.key)
-        return original(record, paired=paired)
+        return sample_of(record, **settings)
 
-    original = shards._sample
     with monkeypatch.context() as patch:
-        patch.setattr(shards, "_sample", sample)
+        patch.setattr(tars, "sample_of", sample)
         with pytest.raises(KeyboardInterrupt):
             export_webdataset(store, out)
-    assert sorted(path.name for path in out.iterdir()) == [".fingerprint", "000000.tar"]
+    assert sorted(path.name for path in out.iterdir()) == [".fingerprint", ".lock", "000000.tar"]
     with pytest.raises(StoreError, match=r"no finished export .*samprior export"):
         exported_tars(out)
 
@@ -269,3 +274,47 @@ def test_masks_without_columns_come_back(tmp_path: Path, make_record: Make) -> N
     export_webdataset(store_of(tmp_path / "store", [bare]), tmp_path / "out")
     (found,) = read_webdataset(tmp_path / "out")
     assert same(found, bare)
+
+
+def test_masks_as_run_lengths_are_for_others_and_come_back(
+    tmp_path: Path, store: MaskStore
+) -> None:
+    files = export_webdataset(store, tmp_path / "out", masks="rle")
+    assert all(map(same, read_webdataset(tmp_path / "out"), store))
+    with tarfile.open(files[0]) as archive:
+        content = archive.extractfile("images/001.masks.json")
+        assert content is not None
+        (note,) = json.loads(content.read())["annotations"]
+    (plane,) = store[1].masks.to_masks()
+    code = note["segmentation"]
+    assert code["size"] == list(plane.shape)
+    assert note["area"] == plane.sum()
+    wanted = coco.encode(np.asfortranarray(plane.astype(np.uint8)))["counts"]
+    assert code["counts"] == wanted.decode()
+    masks = store[1].masks
+    assert note["stability_score"] == masks.columns["stability"][0]
+    assert note["point_coords"] == masks.columns["point"].tolist()
+
+
+def test_tars_of_any_number_of_images_hold_the_same(tmp_path: Path, store: MaskStore) -> None:
+    for number, lengths in ((1, [1] * 5), (3, [3, 2]), (9, [5])):
+        out = tmp_path / str(number)
+        export_webdataset(store, out, images_per_tar=number)
+        index = json.loads((out / "index.json").read_bytes())
+        assert [entry["num_samples"] for entry in index["shards"]] == lengths
+        assert all(map(same, read_webdataset(out), store))
+    with pytest.raises(UsageError, match="at least 1, got 0"):
+        export_webdataset(store, tmp_path / "none", images_per_tar=0)
+
+
+def test_the_same_folder_with_other_options_is_refused(tmp_path: Path, store: MaskStore) -> None:
+    export_webdataset(store, tmp_path / "out")
+    with pytest.raises(StoreError, match="other options"):
+        export_webdataset(store, tmp_path / "out", masks="rle")
+    with pytest.raises(StoreError, match="other options"):
+        export_webdataset(store, tmp_path / "out", images_per_tar=2)
+
+
+def test_only_one_export_writes_to_a_folder(tmp_path: Path, store: MaskStore) -> None:
+    with only_writer(tmp_path / "out"), pytest.raises(BusyError, match="another process"):
+        export_webdataset(store, tmp_path / "out")
