@@ -182,9 +182,9 @@ class CodedAtoms:
 
             offset, size = map(int, self.spans[row])
             (content,) = read_ranges(self.array, [(offset, offset + size)], self.maps)
-            if size < 4 or crc32c(content[:-4]) != int.from_bytes(content[-4:], "little"):
+            if size < 4 or crc32c(content[:-4].tobytes()) != int(content[-4:].view("<u4")[0]):
                 raise ValueError(f"the atoms of image {row} have a wrong checksum")
-            code = np.frombuffer(content, np.uint8, size - 4)
+            code = content[:-4]
             return (code, tile_places(code, self.grid[0] * self.grid[1])), size
 
         held: tuple[npt.NDArray[np.uint8], Words] = self.cache.get(

@@ -1,4 +1,4 @@
-"""Cut windows out of coded atoms and out of tiles of pictures: the inner loops of reading.
+"""Cut windows out of coded atoms: the inner loops of reading.
 
 Atoms stay as segments until the last step: a window is surveyed (which atoms, how many pixels,
 in the order of their first pixel) and painted by going over segments, not pixels.
@@ -187,39 +187,3 @@ def group_atoms(members: Bytes, keep: Bytes, seen: Words, group: Words) -> None:
                 group[atom] = other
                 break
             slot = (slot + 1) & (size - 1)
-
-
-@kernel
-def copy_window(data: Bytes, spans: Words, tile_px: int, y: int, x: int, out: Bytes) -> None:
-    """Copy a window of an image's raw tiles to `out` (H, W x channels).
-
-    Args:
-        data: the object that holds the tiles.
-        spans: (rows of tiles, columns of tiles, 2) offset and bytes of each; offset ABSENT is 0.
-        tile_px: side of the tiles.
-        y: the window's first row in the image.
-        x: its first column.
-        out: one row per row of the window; its length says how many columns.
-    """
-    height = out.shape[0]
-    channels = CHANNELS
-    width = out.shape[1] // channels
-    for tile_row in range(y // tile_px, (y + height - 1) // tile_px + 1):
-        top = max(y, tile_row * tile_px)
-        bottom = min(y + height, (tile_row + 1) * tile_px)
-        for tile_column in range(x // tile_px, (x + width - 1) // tile_px + 1):
-            left = max(x, tile_column * tile_px)
-            right = min(x + width, (tile_column + 1) * tile_px)
-            begin, end = (left - x) * channels, (right - x) * channels
-            offset = spans[tile_row, tile_column, 0]
-            for line in range(top, bottom):
-                if offset == ABSENT:
-                    out[line - y, begin:end] = 0
-                    continue
-                source = (line - tile_row * tile_px) * tile_px + left - tile_column * tile_px
-                source = offset + source * channels
-                out[line - y, begin:end] = data[source : source + end - begin]
-
-
-CHANNELS = 3
-"""Bytes of a pixel."""

@@ -45,39 +45,33 @@ class TiledArray:
         return out
 
     def read_into(self, out: npt.NDArray[Any], row: int, y: int, x: int) -> None:
-        """Read the window at (y, x) that fills `out` (height, width, ...), contiguous."""
-        if self.is_raw and self.array.place.local is not None and out.ndim == 3:
-            from samprior.storage.cuts import copy_window
-
-            data = mapped(self.array, self.maps)
-            flat = out.reshape(out.shape[0], -1)
-            copy_window(data, self.spans[row], self.tile_px, y, x, flat)
-        else:
-            self._assemble(out, row, y, x)
-
-    def _assemble(self, out: npt.NDArray[Any], row: int, y: int, x: int) -> None:
-        """The same from tiles that have to be fetched, or decoded."""
+        """Read the window at (y, x) that fills `out` (height, width, ...)."""
         height, width = out.shape[:2]
         side = self.tile_px
         rows = range(y // side, (y + height - 1) // side + 1)
         columns = range(x // side, (x + width - 1) // side + 1)
-        touched = {(i, j): self.spans[row, i, j] for i, j in product(rows, columns)}
-        held = {place: span for place, span in touched.items() if span[0] != ABSENT}
-        ranges = [(int(offset), int(offset + size)) for offset, size in held.values()]
-        contents = read_ranges(self.array, ranges, self.maps)
-        out[...] = 0
-        for (i, j), content in zip(held, contents, strict=True):
-            tile = self._decode(content)
+        # Plain integers: NumPy's own are slow one by one, and this runs for every crop.
+        spans = self.spans[row, rows.start : rows.stop, columns.start : columns.stop].tolist()
+        places = list(product(rows, columns))
+        ranges = [(offset, offset + size) for line in spans for offset, size in line]
+        contents = read_ranges(
+            self.array, [span for span in ranges if span[0] != ABSENT], self.maps
+        )
+        held = iter(contents)
+        for (i, j), (offset, _) in zip(places, ranges, strict=True):
             top, left = max(y, i * side), max(x, j * side)
             bottom, right = min(y + height, (i + 1) * side), min(x + width, (j + 1) * side)
-            out[top - y : bottom - y, left - x : right - x] = tile[
-                top - i * side : bottom - i * side, left - j * side : right - j * side
-            ]
+            part = out[top - y : bottom - y, left - x : right - x]
+            if offset == ABSENT:
+                part[...] = 0
+                continue
+            tile = self._decode(next(held))
+            part[...] = tile[top - i * side : bottom - i * side, left - j * side : right - j * side]
 
-    def _decode(self, content: bytes) -> npt.NDArray[Any]:
+    def _decode(self, content: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
         if not self.is_raw:
-            content = Zstd().decode(content)
-        return np.frombuffer(content, self.array.dtype).reshape(self.array.chunk[1:])
+            content = np.frombuffer(Zstd().decode(content), np.uint8)
+        return content.view(self.array.dtype).reshape(self.array.chunk[1:])
 
 
 def mapped(array: ShardedArray, maps: Maps) -> npt.NDArray[np.uint8]:
@@ -94,11 +88,20 @@ def mapped(array: ShardedArray, maps: Maps) -> npt.NDArray[np.uint8]:
     return maps.get((array.place.url, array.name), make)
 
 
-def read_ranges(array: ShardedArray, ranges: list[tuple[int, int]], maps: Maps) -> list[bytes]:
-    """Pieces of an array's object: of the map where there is one, else in one call."""
+def read_ranges(
+    array: ShardedArray, ranges: list[tuple[int, int]], maps: Maps
+) -> list[npt.NDArray[np.uint8]]:
+    """Pieces of an array's object: views of the map where there is one, else read in one call.
+
+    Raises:
+        ValueError: a piece is not all there.
+    """
     if not ranges:
         return []
-    if array.place.local is not None:
-        data = mapped(array, maps)
-        return [data[start:stop].tobytes() for start, stop in ranges]
-    return array.place.read_ranges(array.object_name, ranges)
+    if array.place.local is None:
+        contents = array.place.read_ranges(array.object_name, ranges)
+        return [np.frombuffer(content, np.uint8) for content in contents]
+    data = mapped(array, maps)
+    if max(stop for _, stop in ranges) > len(data):
+        raise ValueError(f"{array.object_name} is shorter than it was")
+    return [data[start:stop] for start, stop in ranges]
