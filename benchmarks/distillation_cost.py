@@ -18,6 +18,7 @@ from samprior.pipeline import build_segmenter
 from samprior.pipeline.synthetic import camera_noise
 from samprior.training.config import TrainConfig
 from samprior.training.data import Batch, Crops
+from samprior.training.loader import CropLoader
 from samprior.training.loop import StageRun
 from samprior.training.restore import pick_device
 from samprior.training.stages import base_stage, build_networks, build_relation, distill_stage
@@ -75,7 +76,10 @@ def read_batch(config: TrainConfig, place: torch.device) -> Batch:
         pictures = [(camera_noise(photo, rng), photo) for photo in photos]
         store = measure.write_store(Path(folder), pictures, [segment(photo) for photo in photos])
         crops = Crops(store=store, crop_px=config.data.crop_px, seed=0)
-        return crops.batch(0, config.data.batch_size, strides=(4, 8)).to(place)
+        loader = CropLoader(
+            crops=crops, batch_size=config.data.batch_size, strides=(4, 8), threads=0
+        )
+        return next(iter(loader)).to(place)
 
 
 def plain_step(config: TrainConfig, batch: Batch, place: torch.device) -> Callable[[], None]:

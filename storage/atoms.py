@@ -31,7 +31,7 @@ class Cut:
     atoms: Atoms
     """uint16 (H, W), or uint32 above 65,535 atoms."""
     order: Words
-    """The image's atom behind each number from 1 on."""
+    """The image's atom behind each number from 1 on; of several that became one, the first met."""
     areas: Words
     """Pixels of each of these in the window."""
 
@@ -58,6 +58,9 @@ class AtomsArray(Protocol):
         Raises:
             OSError, ValueError, RuntimeError: the data are damaged.
         """
+
+    def outline(self, row: int, window: tuple[int, int, int, int]) -> int:
+        """How often neighbours in the rows of a window (y, x, height, width) differ."""
 
     def measure(self, row: int, num_atoms: int) -> tuple[Words, Words]:
         """Pixels (A,) and boxes (A, 4) of an image's atoms, x1 and y1 one past the last."""
@@ -113,6 +116,14 @@ class CodedAtoms:
         out = np.empty((height, width), np.uint16 if count <= 0xFFFF else np.uint32)
         cuts.paint(*place, group, number, out)
         return Cut(out, order[:count], areas[:count])
+
+    def outline(self, row: int, window: tuple[int, int, int, int]) -> int:
+        """See `AtomsArray`."""
+        from samprior.storage import cuts
+
+        y, x, height, width = window
+        words, blocks = self._blocks(row, *window)
+        return int(cuts.outline(words, blocks, self.tile_px, y, x, height, width))
 
     def measure(self, row: int, num_atoms: int) -> tuple[Words, Words]:
         """See `AtomsArray`."""
@@ -210,20 +221,24 @@ class PlainAtoms:
         """See `AtomsArray`."""
         atoms = self._checked(self.tiled.read(row, *window), len(members))
         seen, first, areas = np.unique(atoms, return_index=True, return_counts=True)
+        by_first = np.argsort(first)
+        seen, areas = seen[by_first], areas[by_first]
         kept = members[seen] if keep is None else members[seen] & keep
-        _, group = np.unique(kept, axis=0, return_inverse=True)
+        _, heads, group = np.unique(kept, axis=0, return_index=True, return_inverse=True)
         group = group.reshape(-1)
-        is_in = kept.any(axis=1)
-        group_first = np.full(len(seen), atoms.size)
-        np.minimum.at(group_first, group[is_in], first[is_in])
-        ranked = np.argsort(group_first, kind="stable")[: len(set(group[is_in].tolist()))]
-        number = np.zeros(len(seen), np.int64)
-        number[ranked] = np.arange(1, len(ranked) + 1)
+        ranked = np.sort(heads[kept[heads].any(axis=1)])
+        number = np.zeros(len(heads), np.int64)
+        number[group[ranked]] = np.arange(1, len(ranked) + 1)
         lookup = np.zeros(len(members), np.uint16 if len(ranked) <= 0xFFFF else np.uint32)
-        lookup[seen] = np.where(is_in, number[group], 0)
-        first_of = np.array([seen[group == one][0] for one in ranked], np.int64)
-        sums = np.array([areas[group == one].sum() for one in ranked], np.int64)
-        return Cut(lookup[atoms], first_of, sums)
+        lookup[seen] = number[group]
+        sums = np.zeros(len(ranked) + 1, np.int64)
+        np.add.at(sums, number[group], areas)
+        return Cut(lookup[atoms], seen[ranked].astype(np.int64), sums[1:])
+
+    def outline(self, row: int, window: tuple[int, int, int, int]) -> int:
+        """See `AtomsArray`."""
+        atoms = self.tiled.read(row, *window)
+        return int(np.count_nonzero(atoms[:, 1:] != atoms[:, :-1]))
 
     def measure(self, row: int, num_atoms: int) -> tuple[Words, Words]:
         """See `AtomsArray`."""

@@ -20,10 +20,22 @@ from samprior.storage.crossings.range_coder import Bytes, Words
 TileWords = npt.NDArray[np.unsignedinteger]
 
 
+@kernel
+def _column(word: np.unsignedinteger) -> int:
+    """First column of the segment that a word stands for."""
+    return int(np.int64(word & 0xFFFF))
+
+
+@kernel
+def _label(word: np.unsignedinteger) -> int:
+    """Its label."""
+    return int(np.int64(word >> 16))
+
+
 def pack_tile(starts: Words, labels: Words, rows: Words) -> TileWords:
     """The words of a tile from its segments."""
-    dtype = np.uint32 if not len(labels) or int(labels.max()) <= 0xFFFF else np.uint64
-    words = np.empty(len(rows) + len(starts), dtype)
+    is_wide = len(labels) > 0 and int(labels.max()) > 0xFFFF
+    words: TileWords = np.empty(len(rows) + len(starts), np.uint64 if is_wide else np.uint32)
     words[: len(rows)] = rows + len(rows)
     words[len(rows) :] = (labels << 16) | starts
     return words
@@ -71,11 +83,11 @@ def survey(
             while place < last:
                 word = words[place]
                 place += 1
-                begin = max(left + np.int64(word & 0xFFFF), x)
+                begin = max(left + _column(word), x)
                 end = right
                 if place < last:
-                    end = min(left + np.int64(words[place] & 0xFFFF), right)
-                label = np.int64(word >> 16)
+                    end = min(left + _column(words[place]), right)
+                label = _label(word)
                 if label >= len(group):
                     return -1
                 atom = group[label]
@@ -116,12 +128,43 @@ def paint(
             while place < last:
                 word = words[place]
                 place += 1
-                begin = max(left + np.int64(word & 0xFFFF), x)
+                begin = max(left + _column(word), x)
                 end = right
                 if place < last:
-                    end = min(left + np.int64(words[place] & 0xFFFF), right)
+                    end = min(left + _column(words[place]), right)
                 if begin < end:
-                    row[begin - x : end - x] = number[group[np.int64(word >> 16)]]
+                    row[begin - x : end - x] = number[group[_label(word)]]
+
+
+@kernel
+def outline(
+    words: TileWords, blocks: Words, tile_px: int, y: int, x: int, height: int, width: int
+) -> int:
+    """How often neighbours in the rows of a window differ; for the arguments see `survey`."""
+    count = 0
+    for line in range(y, y + height):
+        before = -1
+        for column in range(blocks.shape[1]):
+            block = blocks[line // tile_px - y // tile_px, column]
+            left = (x // tile_px + column) * tile_px
+            right = min(left + tile_px, x + width)
+            if block == ABSENT:
+                count += 1 if before > 0 else 0
+                before = 0
+                continue
+            place = block + np.int64(words[block + line % tile_px])
+            last = block + np.int64(words[block + line % tile_px + 1])
+            while place < last:
+                word = words[place]
+                place += 1
+                end = right
+                if place < last:
+                    end = min(left + _column(words[place]), right)
+                label = _label(word)
+                if max(left + _column(word), x) < end:
+                    count += 1 if before >= 0 and label != before else 0
+                    before = label
+    return count
 
 
 @kernel
@@ -136,10 +179,10 @@ def measure(words: TileWords, y: int, x: int, width: int, areas: Words, boxes: W
         while place < last:
             word = words[place]
             place += 1
-            begin, end = np.int64(word & 0xFFFF), width
+            begin, end = _column(word), width
             if place < last:
-                end = np.int64(words[place] & 0xFFFF)
-            atom = np.int64(word >> 16)
+                end = _column(words[place])
+            atom = _label(word)
             if atom >= len(areas):
                 return False
             areas[atom] += end - begin

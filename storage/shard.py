@@ -145,6 +145,10 @@ class Shard:
             cut.atoms, members[:, met], {name: column[met] for name, column in columns.items()}
         )
 
+    def outline(self, row: int, window: tuple[int, int, int, int]) -> int:
+        """Crossings of outlines along the rows of a window (y, x, height, width)."""
+        return self._guarded(lambda: self.atoms.outline(row, window))
+
     def _guarded(self, read: Callable[[], T]) -> T:
         try:
             return read()

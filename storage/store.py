@@ -8,7 +8,7 @@ H x W pixels, K masks, A atoms.
 import threading
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Self, overload
@@ -25,8 +25,11 @@ from samprior.storage.manifest import (
     read_receipts,
     shard_name,
 )
+from samprior.storage.mask_sets import MAIN, joined, mask_set_place, mask_sets
 from samprior.storage.masks import MaskSet, check_window
 from samprior.storage.places import Place, open_place
+from samprior.storage.records import Records, sliced
+from samprior.storage.references import ReferencedPictures, resolved_root
 from samprior.storage.shard import Resources, Shard
 from samprior.storage.table import MaskTable, records_of
 from samprior.storage.writer import Record
@@ -48,36 +51,84 @@ class MaskStore:
         header: Header,
         receipts: dict[int, Receipt],
         *,
+        parent: "MaskStore | None" = None,
+        pictures_root: Path | None = None,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         self.place = place
         self.header = header
-        self.receipts = receipts
+        self.parent = parent
+        self.pictures_root = pictures_root
         self.cache_bytes = cache_bytes
+        self._whole = receipts
+        self._rows: dict[int, Sequence[int]] = {}
+        self.receipts = receipts if parent is None else self._join(parent)
         self.keys: tuple[str, ...] = tuple(
-            key for receipt in receipts.values() for key in receipt.keys
+            key for receipt in self.receipts.values() for key in receipt.keys
         )
-        self._filled = [receipt for receipt in receipts.values() if receipt.keys]
+        self._filled = [receipt for receipt in self.receipts.values() if receipt.keys]
         self._first = list(accumulate((len(r.keys) for r in self._filled), initial=0))
+        self._references = None if pictures_root is None else ReferencedPictures(pictures_root)
         self._resources = Resources(BoundedCache(cache_bytes))
         self._shards: dict[int, Shard] = {}
         self._lock = threading.Lock()
 
     @classmethod
-    def open(cls, url: str | Path, *, cache_bytes: int = CACHE_BYTES) -> Self:
+    def open(
+        cls,
+        url: str | Path,
+        *,
+        masks: str = MAIN,
+        pictures_root: str | Path | None = None,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> Self:
         """Open a store by its folder or URL (s3://, gs://).
+
+        Args:
+            url: where the store is.
+            masks: which of `mask_sets`. The pictures are the store's; an image that was
+                quarantined in the store or in the set is not in the opened store.
+            pictures_root: where the pictures of a store that refers to them are now (the
+                --root of their dataset); None takes where they were.
+            cache_bytes: room for decoded masks.
 
         Raises:
             StoreError: no store there, or one this version can't read.
-            UsageError: a URL of another kind.
+            UsageError: a URL of another kind, or an unknown mask set.
             UnreachableError: an object store didn't answer.
         """
         place = open_place(url)
-        return cls(place, read_header(place), read_receipts(place), cache_bytes=cache_bytes)
+        header = read_header(place)
+        if header.images == "parent":
+            raise UsageError(f"{url} is a mask set; open the store that it belongs to, and name it")
+        root = resolved_root(header, pictures_root, where=place.url)
+        receipts = read_receipts(place)
+        store = cls(place, header, receipts, pictures_root=root, cache_bytes=cache_bytes)
+        if masks == MAIN:
+            return store
+        place = mask_set_place(place, masks)
+        header, receipts = read_header(place), read_receipts(place)
+        if header.images != "parent" or header.paired != store.paired:
+            raise StoreError(f"{place.url} is no mask set of {store.url}")
+        return cls(place, header, receipts, parent=store, cache_bytes=cache_bytes)
 
     def __reduce__(self) -> tuple[object, ...]:
         # Open arrays and locks don't travel.
-        return _reopen, (type(self), self.place, self.header, self.receipts, self.cache_bytes)
+        reopen = partial(
+            type(self),
+            parent=self.parent,
+            pictures_root=self.pictures_root,
+            cache_bytes=self.cache_bytes,
+        )
+        return reopen, (self.place, self.header, self._whole)
+
+    def _join(self, parent: "MaskStore") -> dict[int, Receipt]:
+        """The receipts cut down to the images that both the mask set and the store have."""
+        receipts = {}
+        for receipt, rows in joined(self._whole, parent.receipts, where=self.url):
+            receipts[receipt.shard] = receipt
+            self._rows[receipt.shard] = rows
+        return receipts
 
     def __len__(self) -> int:
         return self._first[-1]
@@ -99,22 +150,10 @@ class MaskStore:
             KeyError, IndexError: there is no such image.
         """
         if isinstance(index, slice):
-            return Records(self, self._sliced(index))
+            return Records(self, sliced(self.keys, index))
         place = self.index_of(index) if isinstance(index, str) else index
         height, width = self.size(place)
         return self.crop(place, 0, 0, height, width)
-
-    def _sliced(self, wanted: slice) -> Sequence[int]:
-        if not any(isinstance(end, str) for end in (wanted.start, wanted.stop)):
-            return range(len(self))[wanted]
-        if wanted.step is not None:
-            raise UsageError(f"a slice of keys has no step, got {wanted.step!r}")
-        first, stop = wanted.start or "", wanted.stop
-        return [
-            place
-            for place, key in enumerate(self.keys)
-            if key >= first and (stop is None or key < stop)
-        ]
 
     def index_of(self, key: str) -> int:
         """Place of a key."""
@@ -154,25 +193,45 @@ class MaskStore:
         return self.header.fingerprint
 
     @property
+    def mask_sets(self) -> list[str]:
+        """Names that `open` takes for `masks`: "main", the store's own, and the further sets."""
+        return [MAIN, *mask_sets((self.parent or self).place)]
+
+    @property
+    def num_shards(self) -> int:
+        """Shards of the plan; a mask set needs as many as the store it belongs to."""
+        return (self.parent or self).header.num_shards
+
+    @property
     def missing_shards(self) -> list[int]:
         """Shards of the plan that are not there yet."""
-        return [shard for shard in range(self.header.num_shards) if shard not in self.receipts]
+        pictures = self.parent.receipts if self.parent else self.receipts
+        return [
+            shard
+            for shard in range(self.num_shards)
+            if shard not in self.receipts or shard not in pictures
+        ]
 
     @property
     def quarantined(self) -> dict[str, str]:
         """Reason for each image of the plan that could not be used."""
-        return {
-            key: reason
-            for receipt in self.receipts.values()
-            for key, reason in receipt.quarantined.items()
-        }
+        reasons = self.parent.quarantined if self.parent else {}
+        for receipt in self.receipts.values():
+            reasons |= receipt.quarantined
+        return reasons
+
+    def stored_receipts(self) -> Iterator[Receipt]:
+        """Receipts of all that can be read here: of the masks, and of pictures stored apart."""
+        yield from self.receipts.values()
+        if self.parent is not None:
+            yield from self.parent.receipts.values()
 
     def require_complete(self) -> Self:
         """Return self, or raise StoreError when shards of the plan are missing."""
         if missing := self.missing_shards:
             raise StoreError(
-                f"{self.url} has {self.header.num_shards - len(missing)} of "
-                f"{self.header.num_shards} shards; run the same `samprior precompute` to finish it"
+                f"{self.url} has {self.num_shards - len(missing)} of {self.num_shards} shards; run "
+                "the same `samprior precompute` to finish it"
             )
         if not len(self):
             raise StoreError(f"{self.url} holds no image: all were quarantined")
@@ -239,10 +298,16 @@ class MaskStore:
         """
         receipt, row = self._locate(index)
         check_window(receipt.sizes[row], y, x, *clean.shape[:2])
-        shard = self._shard(receipt)
-        shard.read_picture("clean", row, y, x, clean)
-        if self.paired:
-            shard.read_picture("degraded", row, y, x, degraded)
+        if self.parent is not None:
+            place = self.parent.index_of(receipt.keys[row])
+            self.parent.read_pictures(place, y, x, degraded, clean)
+            return
+        sides = {"clean": clean, "degraded": degraded} if self.paired else {"clean": clean}
+        for side, out in sides.items():
+            if self._references is not None:
+                self._references.read(side, receipt, row, y, x, out)
+            else:
+                self._shard(receipt).read_picture(side, row, y, x, out)
 
     def masks(
         self,
@@ -263,12 +328,25 @@ class MaskStore:
         check_window(receipt.sizes[row], y, x, height, width)
         return self._shard(receipt).masks(row, (y, x, height, width), keep)
 
+    def outline(self, index: int, y: int, x: int, height: int, width: int) -> int:
+        """How often the masks' outlines are crossed along all rows of a window.
+
+        Raises:
+            UsageError: the window does not lie inside the image.
+        """
+        receipt, row = self._locate(index)
+        check_window(receipt.sizes[row], y, x, height, width)
+        return self._shard(receipt).outline(row, (y, x, height, width))
+
     def _locate(self, index: int) -> tuple[Receipt, int]:
         if not -len(self) <= index < len(self):
             raise IndexError(f"image {index} of {len(self)} in {self.url}")
         place = index % len(self)
-        shard = bisect_right(self._first, place) - 1
-        return self._filled[shard], place - self._first[shard]
+        filled = bisect_right(self._first, place) - 1
+        receipt, row = self._filled[filled], place - self._first[filled]
+        if self.parent is not None:
+            receipt, row = self._whole[receipt.shard], self._rows[receipt.shard][row]
+        return receipt, row
 
     def _shard(self, receipt: Receipt) -> Shard:
         with self._lock:
@@ -279,33 +357,3 @@ class MaskStore:
             with self._lock:
                 held = self._shards.setdefault(receipt.shard, opened)
         return held
-
-
-class Records(Sequence[Record]):
-    """Some records of a store, read when they are asked for."""
-
-    def __init__(self, store: MaskStore, places: Sequence[int]) -> None:
-        self.store = store
-        self.places = places
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    @overload
-    def __getitem__(self, index: int) -> Record: ...
-    @overload
-    def __getitem__(self, index: slice) -> "Records": ...
-    def __getitem__(self, index: int | slice) -> "Record | Records":
-        if isinstance(index, slice):
-            return Records(self.store, self.places[index])
-        return self.store[self.places[index]]
-
-
-def _reopen(
-    kind: type[MaskStore],
-    place: Place,
-    header: Header,
-    receipts: dict[int, Receipt],
-    cache_bytes: int,
-) -> MaskStore:
-    return kind(place, header, receipts, cache_bytes=cache_bytes)

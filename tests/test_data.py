@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from samprior.storage import MaskStore
 from samprior.storage.errors import ConfigError, StoreError
-from samprior.training.data import Batch, Crops, Place, content_digest, permutation, to_tensor
+from samprior.training.data import Crops, content_digest, to_tensor
 from samprior.training.priors.regions import dropout_masks, keep_masks
+from samprior.training.sampling import Place, permutation
 
 MakeStore = Callable[..., MaskStore]
 SHAPES = ((40, 56), (56, 40), (33, 70), (90, 100), (32, 32))
@@ -52,7 +53,7 @@ def test_the_order_can_not_be_changed_for_the_next_caller() -> None:
 def test_the_place_of_a_crop_is_pinned(store: MaskStore) -> None:
     # As above: may change with NumPy's streams alone.
     place = Crops(store=store, crop_px=32, seed=0).place(8)
-    assert place == Place(index=3, y=18, x=52, flip=True, quarter_turns=3)
+    assert place == Place(index=3, y=51, x=34, flip=False, quarter_turns=2)
 
 
 def test_each_image_comes_once_an_epoch_and_epochs_differ(store: MaskStore) -> None:
@@ -87,49 +88,6 @@ def test_without_augmentation_nothing_is_turned_and_crops_lie_where_they_did(
         a, b = turned.place(sample), plain.place(sample)
         assert (a.index, a.y, a.x) == (b.index, b.y, b.x)
         assert (b.flip, b.quarter_turns) == (False, 0)
-
-
-def same(a: Batch, b: Batch) -> bool:
-    """Whether two batches hold the same bits."""
-    assert a.regions is not None
-    assert b.regions is not None
-    parts = [(a.degraded, b.degraded), (a.clean, b.clean), (a.regions.atoms, b.regions.atoms)]
-    parts += [(a.regions.pair_atom, b.regions.pair_atom)]
-    parts += [(a.regions.pair_mask, b.regions.pair_mask)]
-    parts += [(a.regions.cells[4].count, b.regions.cells[4].count)]
-    return a.keys == b.keys and all(torch.equal(x, y) for x, y in parts)
-
-
-@pytest.mark.parametrize("threads", [1, 3, 8])
-def test_the_sequence_depends_neither_on_threads_nor_on_where_it_starts(
-    store: MaskStore, threads: int
-) -> None:
-    crops = Crops(store=store, crop_px=32, seed=0, min_mask_px=1, mask_dropout=0.5)
-    one_by_one = [crops.batch(3 * number, 3, strides=(4,)) for number in range(6)]
-    whole = list(crops.batches(0, 3, 6, strides=(4,), threads=threads))
-    again = Crops(
-        store=MaskStore.open(store.root), crop_px=32, seed=0, min_mask_px=1, mask_dropout=0.5
-    )
-    resumed = list(again.batches(6, 3, 4, strides=(4,), threads=threads))
-    assert len(whole) == 6
-    assert all(map(same, whole, one_by_one))
-    assert all(map(same, resumed, one_by_one[2:]))
-
-
-def test_batches_of_another_size_cut_the_same_sequence(store: MaskStore) -> None:
-    crops = Crops(store=store, crop_px=32, seed=0)
-    by_two, by_four = (
-        list(crops.batches(0, size, 8 // size, strides=None, threads=2)) for size in (2, 4)
-    )
-    for name in ("degraded", "clean"):
-        joined = [torch.cat([getattr(batch, name) for batch in b]) for b in (by_two, by_four)]
-        assert torch.equal(*joined)
-
-
-def test_breaking_off_the_reading_ends_it(store: MaskStore) -> None:
-    batches = Crops(store=store, crop_px=32, seed=0).batches(0, 2, 10**9, strides=None, threads=3)
-    assert next(iter(batches)).regions is None
-    batches.close()  # type: ignore[attr-defined]  # hangs if the threads went on
 
 
 def test_images_and_masks_turn_together(store: MaskStore) -> None:

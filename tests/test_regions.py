@@ -15,6 +15,7 @@ from torch import Tensor
 from samprior.storage import MaskSet
 from samprior.storage.errors import UsageError
 from samprior.training.priors import RegionBatch, dropout_masks, keep_masks
+from samprior.training.priors.regions import cell_counts_by_sorting
 
 Planes = npt.NDArray[np.bool_]
 HEIGHT, WIDTH = 16, 24
@@ -83,9 +84,13 @@ def check_order(batch: list[Planes]) -> None:
 def check_cells(batch: list[Planes], stride: int) -> None:
     regions = collate(batch)
     counts = regions.cell_counts(stride)
+    by_sorting = cell_counts_by_sorting(regions.atoms, stride)
+    assert all(map(torch.equal, counts.tensors, by_sorting.tensors))
     assert int(counts.count.min()) >= 1
     _, height, width = batch[0].shape
-    planes = torch.nn.functional.one_hot(regions.atoms, regions.num_atoms).permute(0, 3, 1, 2)
+    planes = torch.nn.functional.one_hot(regions.atoms.long(), regions.num_atoms).permute(
+        0, 3, 1, 2
+    )
     dense = torch.nn.functional.avg_pool2d(planes.double(), stride) * stride**2
     dense = dense.permute(0, 2, 3, 1).reshape(-1, regions.num_atoms)
     table = torch.zeros(len(batch) * height * width // stride**2, regions.num_atoms)

@@ -27,6 +27,7 @@ from samprior.storage.writer import write_shard
 from samprior.training.checkpoint import load_checkpoint, load_network, save_checkpoint
 from samprior.training.config import OptimizerConfig, TrainConfig, load_config
 from samprior.training.data import Batch, Crops
+from samprior.training.loader import CropLoader
 from samprior.training.loop import StageRun, learning_rate
 from samprior.training.metrics import psnr
 from samprior.training.networks import build_network
@@ -138,7 +139,12 @@ def stirred(module: nn.Module) -> None:
 
 
 def a_batch(store: MaskStore, strides: tuple[int, ...] | None = (4, 8)) -> Batch:
-    return Crops(store=store, crop_px=32, seed=0, min_mask_px=1).batch(0, 3, strides=strides)
+    crops = Crops(store=store, crop_px=32, seed=0, min_mask_px=1)
+    return first_batch(crops, batch_size=3, strides=strides)
+
+
+def first_batch(crops: Crops, **settings: Any) -> Batch:
+    return next(iter(CropLoader(crops=crops, threads=0, **settings))).to(CPU)
 
 
 @pytest.mark.parametrize("prepared", [True, False], ids=["frozen by the run", "not frozen"])
@@ -260,7 +266,8 @@ def test_control_and_distillation_differ_in_the_loss_alone(
     # The sequence goes on where the base stage left it.
     crops = Crops(store=store, crop_px=32, seed=config.seed)
     for name, first in (("base", 0), ("control", 5 * 2), ("fusion", 5 * 2)):
-        assert torch.equal(seen[name][0].clean, crops.batch(first, 2, strides=None).clean)
+        batch = first_batch(crops, first=first, batch_size=2, strides=None)
+        assert torch.equal(seen[name][0].clean, batch.clean)
 
     ends = [weights(config.out / stage / "model.safetensors") for stage in STAGES]
     base, control_end, _, distill_end = ends
@@ -807,7 +814,8 @@ def test_training_takes_rain_off_real_pictures(tmp_path: Path, rain: dict[str, M
 
 
 def test_regions_of_real_masks_cover_their_crops(rain: dict[str, MaskStore]) -> None:
-    batch = Crops(store=rain["train"], crop_px=64, seed=0).batch(0, 4, strides=(4, 8))
+    crops = Crops(store=rain["train"], crop_px=64, seed=0)
+    batch = first_batch(crops, batch_size=4, strides=(4, 8))
     assert isinstance(batch.regions, RegionBatch)
     assert len(batch.regions.mask_areas) > 4
     masks: MaskSet = Crops(store=rain["train"], crop_px=64, seed=0).read(0)[2]

@@ -53,6 +53,8 @@ class DataConfig(_Section):
     """A mask whose IoU with a larger kept one is above this is left out."""
     mask_dropout: Share = 0.5
     """Share of the masks hidden at random while the fusion is trained (SAM-Deblur's value)."""
+    outline_tries: Positive = 1
+    """Places drawn per crop, of which the one with most mask outlines is taken; 1 draws evenly."""
     loader_threads: Positive = 2
     """Threads that read crops ahead."""
 

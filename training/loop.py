@@ -26,6 +26,7 @@ from samprior.training.checkpoint import (
 )
 from samprior.training.config import OptimizerConfig, TrainConfig
 from samprior.training.data import Batch, Crops, content_digest
+from samprior.training.loader import CropLoader, RawBatch
 from samprior.training.stages import Losses, Stage
 from samprior.training.validation import validate
 
@@ -170,7 +171,7 @@ def run_stage(
     if progress:
         progress(stage.name, run.step, stage.iterations, {})
     if run.step < stage.iterations:
-        batches = _batches(stage, config, train, run.step)
+        batches = _batches(stage, config, train, run.step, device)
         if run.step == 0:
             scores.take()
         for batch in batches:
@@ -201,7 +202,9 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
 
 
-def _batches(stage: Stage, config: TrainConfig, store: MaskStore, step: int) -> Iterator[Batch]:
+def _batches(
+    stage: Stage, config: TrainConfig, store: MaskStore, step: int, device: torch.device
+) -> Iterator[RawBatch]:
     data = config.data
     crops = Crops(
         store=store,
@@ -211,14 +214,18 @@ def _batches(stage: Stage, config: TrainConfig, store: MaskStore, step: int) -> 
         min_mask_px=data.min_mask_px,
         max_mask_iou=data.max_mask_iou,
         mask_dropout=stage.mask_dropout,
+        outline_tries=data.outline_tries,
     )
-    return crops.batches(
-        stage.first_sample + step * data.batch_size,
-        data.batch_size,
-        stage.iterations - step,
+    loader = CropLoader(
+        crops=crops,
+        batch_size=data.batch_size,
+        first=stage.first_sample + step * data.batch_size,
+        num_batches=stage.iterations - step,
         strides=stage.mask_strides,
         threads=data.loader_threads,
+        pinned=device.type == "cuda",
     )
+    return iter(loader)
 
 
 def _after_step(

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from samprior.storage import MaskSet
 from samprior.storage.errors import UsageError
+from samprior.training.priors.parts import count_cells, image_part
 
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
@@ -60,7 +61,7 @@ class RegionBatch:
     """
 
     atoms: Tensor
-    """int64 (B, H, W): the atom of each pixel."""
+    """int32 (B, H, W): the atom of each pixel. The only large part: half the bytes of int64."""
 
     first_atom: Tensor
     """int64 (B,): the "in no mask" atom of each image."""
@@ -110,19 +111,24 @@ class RegionBatch:
             raise UsageError(
                 f"a batch needs crops of one size, got {len(mask_sets)} crops of sizes {shapes}"
             )
-        parts = [_image_part(masks) for masks in mask_sets]
-        atom_starts = _starts([len(part["atom_areas"]) for part in parts])
+        parts = [image_part(masks.members, masks.atom_areas) for masks in mask_sets]
+        atom_starts = _starts([len(part["atom_depth"]) for part in parts])
         mask_starts = _starts([len(part["mask_areas"]) for part in parts])
-        for image, part in enumerate(parts):
-            part["atoms"] += atom_starts[image]
-            part["first_atom"] += atom_starts[image]
+        atoms = np.empty((len(mask_sets), *shapes[0]), np.int32)
+        for image, (part, masks) in enumerate(zip(parts, mask_sets, strict=True)):
+            np.add(masks.atoms, atom_starts[image], out=atoms[image], casting="unsafe")
             part["pair_atom"] += atom_starts[image]
             part["pair_mask"] += mask_starts[image]
-            part["mask_image"] += image
+        num_masks = [len(masks) for masks in mask_sets]
         joined = {
             name: torch.from_numpy(np.concatenate([part[name] for part in parts]))
             for name in parts[0]
         }
+        joined["atoms"] = torch.from_numpy(atoms)
+        joined["first_atom"] = torch.from_numpy(atom_starts)
+        joined["mask_image"] = torch.from_numpy(np.repeat(np.arange(len(parts)), num_masks))
+        positions = np.arange(sum(num_masks)) - np.repeat(mask_starts, num_masks)
+        joined["mask_position"] = torch.from_numpy(positions)
         batch = cls(**joined, cells={})
         return cls(**joined, cells={stride: batch.cell_counts(stride) for stride in strides})
 
@@ -212,21 +218,30 @@ class RegionBatch:
         """
         if stride in self.cells:
             return self.cells[stride]
-        batch, height, width = self.atoms.shape
+        height, width = self.atoms.shape[1:]
         if height % stride or width % stride:
             raise UsageError(
                 f"crops of {height}x{width} have a side that is no multiple of {stride}, the "
                 f"stride of the features; use crops such as "
                 f"{max(height // stride, 1) * stride}x{max(width // stride, 1) * stride}"
             )
-        blocks = self.atoms.reshape(batch, height // stride, stride, width // stride, stride)
-        # Sorting inside the cells: many short sorts, where torch.unique makes one long one.
-        rows = blocks.transpose(2, 3).reshape(-1, stride * stride).sort(dim=1).values
-        changes = torch.ones_like(rows, dtype=torch.bool)
-        changes[:, 1:] = rows[:, 1:] != rows[:, :-1]
-        first = changes.reshape(-1).nonzero()[:, 0]
-        count = torch.diff(first, append=first.new_full((1,), rows.numel()))
-        return CellCounts(rows.reshape(-1)[first], first // (stride * stride), count)
+        if self.atoms.device.type == "cpu":
+            counted = count_cells(self.atoms.numpy(), stride, self.num_atoms)
+            return CellCounts(*map(torch.from_numpy, counted))
+        return cell_counts_by_sorting(self.atoms, stride)
+
+
+def cell_counts_by_sorting(atoms: Tensor, stride: int) -> CellCounts:
+    """`RegionBatch.cell_counts` of atoms (B, H, W) as a GPU can do it; sides fit the stride."""
+    batch, height, width = atoms.shape
+    blocks = atoms.reshape(batch, height // stride, stride, width // stride, stride)
+    # Sorting inside the cells: many short sorts, where torch.unique makes one long one.
+    rows = blocks.transpose(2, 3).reshape(-1, stride * stride).sort(dim=1).values
+    changes = torch.ones_like(rows, dtype=torch.bool)
+    changes[:, 1:] = rows[:, 1:] != rows[:, :-1]
+    first = changes.reshape(-1).nonzero()[:, 0]
+    count = torch.diff(first, append=first.new_full((1,), rows.numel()))
+    return CellCounts(rows.reshape(-1)[first].long(), first // (stride * stride), count)
 
 
 def keep_masks(
@@ -276,28 +291,6 @@ def dropout_masks(num_masks: int, rng: np.random.Generator, *, share: float = 0.
     keep = np.ones(num_masks, np.bool_)
     keep[rng.permutation(num_masks)[:num_dropped]] = False
     return keep
-
-
-def _image_part(masks: MaskSet) -> dict[str, Ints]:
-    """The arrays of one image, its atoms and masks numbered from 0."""
-    in_none = np.flatnonzero(~np.any(masks.members, axis=1))
-    assert not masks.atom_areas[in_none[1:]].any(), "pixels in no mask belong to atom 0"
-    rank = np.empty(len(masks), np.int64)
-    rank[np.argsort(-masks.areas, kind="stable")] = np.arange(len(masks))
-    pair_mask, pair_atom = np.nonzero(masks.members.T)
-    return {
-        "atoms": masks.atoms.astype(np.int64)[None],
-        "first_atom": np.zeros(1, np.int64),
-        "atom_areas": masks.atom_areas,
-        "atom_depth": masks.members.sum(axis=1, dtype=np.int64),
-        "atom_top": np.where(masks.members, rank, -1).max(axis=1, initial=-1),
-        "pair_atom": pair_atom.astype(np.int64),
-        "pair_mask": pair_mask.astype(np.int64),
-        "mask_image": np.zeros(len(masks), np.int64),
-        "mask_areas": masks.areas.astype(np.int64),
-        "mask_position": np.arange(len(masks)),
-        "mask_rank": rank,
-    }
 
 
 def _starts(lengths: Sequence[int]) -> Ints:
