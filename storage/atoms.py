@@ -7,6 +7,7 @@ H x W pixels, A atoms of the image.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -166,42 +167,45 @@ class CodedAtoms:
         if self.spans[row, 0] == ABSENT:
             return None
 
-        def make() -> tuple[npt.NDArray[np.unsignedinteger] | None, int]:
-            from samprior.storage.crossings.chunk import decode_runs
-            from samprior.storage.cuts import pack_tile
-
-            code, places = self._code(row)
-            at, limit = int(places[tile]), int(places[tile + 1])
-            if at == limit:
-                return None, 64
-            tile_row, tile_column = divmod(tile, self.grid[1])
-            height = min(self.tile_px, self.array.chunk[1] - tile_row * self.tile_px)
-            width = min(self.tile_px, self.array.chunk[2] - tile_column * self.tile_px)
-            words = pack_tile(*decode_runs(code, at, limit, height, width))
-            return words, words.nbytes
-
         found: npt.NDArray[np.unsignedinteger] | None = self.cache.get(
-            (self.array.place.url, row, tile), make
+            (self.array.place.url, row, tile), partial(self._decode_tile, row, tile)
         )
         return found
+
+    def _decode_tile(
+        self, row: int, tile: int
+    ) -> tuple[npt.NDArray[np.unsignedinteger] | None, int]:
+        """The words of a tile, and their bytes."""
+        from samprior.storage.crossings.chunk import decode_runs
+        from samprior.storage.cuts import pack_tile
+
+        code, places = self._code(row)
+        at, limit = int(places[tile]), int(places[tile + 1])
+        if at == limit:
+            return None, 64
+        tile_row, tile_column = divmod(tile, self.grid[1])
+        height = min(self.tile_px, self.array.chunk[1] - tile_row * self.tile_px)
+        width = min(self.tile_px, self.array.chunk[2] - tile_column * self.tile_px)
+        words = pack_tile(*decode_runs(code, at, limit, height, width))
+        return words, words.nbytes
 
     def _code(self, row: int) -> tuple[npt.NDArray[np.uint8], Words]:
         """The code of an image, its checksum checked, and where its tiles begin."""
 
-        def make() -> tuple[tuple[npt.NDArray[np.uint8], Words], int]:
-            from samprior.storage.crossings.chunk import tile_places
-
-            offset, size = map(int, self.spans[row])
-            (content,) = read_ranges(self.array, [(offset, offset + size)], self.maps)
-            if size < 4 or crc32c(content[:-4].tobytes()) != int(content[-4:].view("<u4")[0]):
-                raise ValueError(f"the atoms of image {row} have a wrong checksum")
-            code = content[:-4]
-            return (code, tile_places(code, self.grid[0] * self.grid[1])), size
-
         held: tuple[npt.NDArray[np.uint8], Words] = self.cache.get(
-            (self.array.place.url, row, "code"), make
+            (self.array.place.url, row, "code"), partial(self._read_code, row)
         )
         return held
+
+    def _read_code(self, row: int) -> tuple[tuple[npt.NDArray[np.uint8], Words], int]:
+        from samprior.storage.crossings.chunk import tile_places
+
+        offset, size = map(int, self.spans[row])
+        (content,) = read_ranges(self.array, [(offset, offset + size)], self.maps)
+        if size < 4 or crc32c(content[:-4].tobytes()) != int(content[-4:].view("<u4")[0]):
+            raise ValueError(f"the atoms of image {row} have a wrong checksum")
+        code = content[:-4]
+        return (code, tile_places(code, self.grid[0] * self.grid[1])), size
 
 
 class PlainAtoms:

@@ -4,6 +4,7 @@ Files of this machine are memory-mapped and uncompressed tiles are cut at memory
 store the tiles that a window touches come in one call. At most `MAX_MAPS` files stay mapped.
 """
 
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -76,16 +77,15 @@ class TiledArray:
 
 def mapped(array: ShardedArray, maps: Maps) -> npt.NDArray[np.uint8]:
     """The bytes of a local array's object, mapped; nothing for an array of zeros."""
+    return maps.get((array.place.url, array.name), partial(_map, array))
+
+
+def _map(array: ShardedArray) -> tuple[npt.NDArray[np.uint8], int]:
     folder = array.place.local
     assert folder is not None
-
-    def make() -> tuple[npt.NDArray[np.uint8], int]:
-        file = folder / array.object_name
-        if not (array.spans[..., 0] != ABSENT).any():
-            return np.zeros(0, np.uint8), 1
-        return np.asarray(np.memmap(file, np.uint8, mode="r")), 1
-
-    return maps.get((array.place.url, array.name), make)
+    if not (array.spans[..., 0] != ABSENT).any():
+        return np.zeros(0, np.uint8), 1
+    return np.asarray(np.memmap(folder / array.object_name, np.uint8, mode="r")), 1
 
 
 def read_ranges(

@@ -143,8 +143,11 @@ def a_batch(store: MaskStore, strides: tuple[int, ...] | None = (4, 8)) -> Batch
     return first_batch(crops, batch_size=3, strides=strides)
 
 
-def first_batch(crops: Crops, **settings: Any) -> Batch:
-    return next(iter(CropLoader(crops=crops, threads=0, **settings))).to(CPU)
+def first_batch(
+    crops: Crops, *, batch_size: int, strides: tuple[int, ...] | None, first: int = 0
+) -> Batch:
+    loader = CropLoader(crops=crops, batch_size=batch_size, strides=strides, first=first, threads=0)
+    return next(iter(loader)).to(CPU)
 
 
 @pytest.mark.parametrize("prepared", [True, False], ids=["frozen by the run", "not frozen"])
