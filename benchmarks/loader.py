@@ -37,6 +37,7 @@ from pictures import Subjects
 from windows import Window, draw_windows
 
 from samprior.storage import MaskStore, Record
+from samprior.training.loader import RawBatch
 
 PARTS = ("one", "batches", "cold")
 CHECKED = 8
@@ -276,8 +277,8 @@ def _reading_afresh(each: Prepared, windows: Sequence[Window]) -> Callable[[], i
     return lambda: _reading(each.reader(), windows)()
 
 
-def _num_crops(batch: Batch | list[Record]) -> int:
-    return len(batch.counts) if isinstance(batch, Batch) else len(batch)
+def _num_crops(batch: Batch | RawBatch) -> int:
+    return len(batch.counts) if isinstance(batch, Batch) else len(batch.keys)
 
 
 def _all_there(count: int, windows: Sequence[Window]) -> int:

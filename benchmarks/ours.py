@@ -18,6 +18,9 @@ from windows import Window
 
 from samprior.storage import MaskSet, MaskStore, Record
 from samprior.storage.writer import write_shard
+from samprior.training.data import Crops
+from samprior.training.loader import CropLoader, RawBatch
+from samprior.training.sampling import Place
 
 PICTURES = {"clean", "degraded"}
 """Arrays of a shard that are not masks."""
@@ -58,7 +61,7 @@ def all_planes(store: MaskStore, image: int) -> Bools:
     return store.masks(image, 0, 0, *store.size(image)).to_masks()
 
 
-def planes(store: MaskStore, window: Window) -> Bools:
+def planes_of(store: MaskStore, window: Window) -> Bools:
     """Planes (K', side, side) of the masks that meet a window."""
     return store.masks(window.image, window.y, window.x, window.side, window.side).to_masks()
 
@@ -94,6 +97,17 @@ class StoreAtoms(StoreReader):
         return (crop(self._store, window) for window in windows)
 
 
+class WindowCrops(Crops):
+    """Crops at given windows, not turned, with all masks: what the peers read."""
+
+    windows: Sequence[Window] = ()
+
+    def place(self, sample: int) -> Place:
+        """The window of a sample."""
+        image, y, x, _ = self.windows[sample]
+        return Place(image, y, x, flip=False, quarter_turns=0)
+
+
 def batches(
     store: MaskStore,
     windows: Sequence[Window],
@@ -101,25 +115,42 @@ def batches(
     batch_size: int,
     threads: int,
     planes: bool,
-) -> Iterator[Batch | list[Record]]:
+) -> Iterator[Batch | RawBatch]:
     """Crops of windows in order, in batches, read ahead by threads; 0: by the calling one.
 
-    With `planes` they are collated as every peer's are; without, they are records, whose masks are
-    atoms and members.
+    With `planes` they are collated as every peer's are; without, they are what training gets: bytes
+    of pictures, and masks as atoms and members.
     """
+    if planes:
+        yield from _batches_of_planes(store, windows, batch_size, threads)
+        return
+    crops = WindowCrops(store=store, crop_px=windows[0].side, seed=0, min_mask_px=0, max_mask_iou=1)
+    object.__setattr__(crops, "windows", windows)  # it is frozen
+    num_whole, rest = divmod(len(windows), batch_size)
+    for first, size, count in (
+        (0, batch_size, num_whole),
+        (num_whole * batch_size, rest, min(rest, 1)),
+    ):
+        if count:
+            yield from CropLoader(
+                crops=crops, batch_size=size, first=first, num_batches=count, threads=threads
+            )
 
-    def read(first: int) -> Batch | list[Record]:
-        held = windows[first : first + batch_size]
-        if planes:
-            return collated([sample(store, window) for window in held])
-        return [crop(store, window) for window in held]
+
+def _batches_of_planes(
+    store: MaskStore, windows: Sequence[Window], batch_size: int, threads: int
+) -> Iterator[Batch]:
+    """What every peer delivers."""
+
+    def read(first: int) -> Batch:
+        return collated([sample(store, each) for each in windows[first : first + batch_size]])
 
     starts = range(0, len(windows), batch_size)
     if threads == 0:
         yield from map(read, starts)
         return
     with ThreadPoolExecutor(threads) as pool:
-        ahead: deque[Future[Batch | list[Record]]] = deque()
+        ahead: deque[Future[Batch]] = deque()
         for first in starts:
             ahead.append(pool.submit(read, first))
             if len(ahead) > 2 * threads:

@@ -24,6 +24,7 @@ import picture_codecs
 import pictures
 import plain_masks
 import rounds
+import tile_sides
 from mask_formats import MaskFormat
 from numcodecs import blosc
 from pictures import Subjects
@@ -34,7 +35,7 @@ from samprior.storage import MaskSet, MaskStore, Record
 
 Item = TypeVar("Item")
 
-PARTS = ("forms", "encode", "crops", "pictures")
+PARTS = ("forms", "sides", "encode", "crops", "pictures")
 
 
 @click.command()
@@ -82,6 +83,9 @@ def main(
         if "forms" in only:
             told["forms"] = bench.forms(windows, runs=runs)
             rounds.print_table("Forms of masks, a picture or a crop:", told["forms"])
+        if "sides" in only:
+            told["sides"] = tile_sides.table(Path(folder), records, windows, runs=runs)
+            rounds.print_table("Sides of the atoms' tiles, nothing kept:", told["sides"])
     if "pictures" in only:
         shown = [picture for record in records for picture in (record.degraded, record.clean)]
         num_tiles = 2 if quick else 24
@@ -171,10 +175,10 @@ class Bench:
             return plain_masks.met_by_box(plain_masks.parsed(texts[window.image]), window)
 
         def read_opened(window: Window) -> Bools:
-            return ours.planes(MaskStore.open(self.store.root), window)
+            return ours.planes_of(MaskStore.open(self.store.root), window)
 
         def read_open(window: Window) -> Bools:
-            return ours.planes(self.store, window)
+            return ours.planes_of(self.store, window)
 
         sides = (
             ("an open store (samprior)", read_open, "parsed JSON (pycocotools)", read_parsed),
@@ -225,7 +229,7 @@ class Bench:
             held / len(self.records),
             self._keep_planes,
             lambda image: ours.all_planes(self.store, image),
-            lambda window: ours.planes(self.store, window),
+            lambda window: ours.planes_of(self.store, window),
         )
 
     def _form(self, form: MaskFormat) -> Form:
