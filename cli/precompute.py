@@ -9,10 +9,10 @@ from samprior.cli.options import PathOption, dataset_options, open_dataset
 from samprior.cli.progress import progress
 
 if TYPE_CHECKING:
-    from samprior.pipeline.datasets import Dataset
     from samprior.pipeline.job import JobResult
     from samprior.pipeline.makers import Segmented
     from samprior.pipeline.plan import Source
+    from samprior.pipeline.targets import Target
 
 
 @click.command("precompute", short_help="Segment a dataset once and keep all masks.")
@@ -46,7 +46,18 @@ if TYPE_CHECKING:
     metavar="KEY=VALUE",
     help="Segmenter setting, such as points_per_side=16.",
 )
-@click.option("--images-per-shard", default=32, show_default=True, help="Images of a shard.")
+@click.option(
+    "--images",
+    type=click.Choice(["stored", "reference"]),
+    default="stored",
+    show_default=True,
+    help="Keep the pictures, or only where they are.",
+)
+@click.option(
+    "--masks", default="main", metavar="NAME", help="Add a further mask set to a complete store."
+)
+@click.option("--append", is_flag=True, help="Take images that the dataset has got since.")
+@click.option("--images-per-shard", type=int, help="Images of a shard.  [default: 32]")
 @click.option("--workers", type=int, help="Ray workers; 0 runs without Ray.")
 @click.option("--dry-run", is_flag=True, help="Only say what it would take, from three probes.")
 @click.option("--allow-quarantine", is_flag=True, help="Exit 0 even if images were unusable.")
@@ -67,7 +78,10 @@ def command(  # one argument per option
     precision: str | None,
     source: Literal["clean", "degraded"],
     settings: tuple[str, ...],
-    images_per_shard: int,
+    images: Literal["stored", "reference"],
+    masks: str,
+    append: bool,
+    images_per_shard: int | None,
     workers: int | None,
     dry_run: bool,
     allow_quarantine: bool,
@@ -84,11 +98,13 @@ def command(  # one argument per option
         --segmenter superpixel
     samprior precompute --dataset rain --root Rain13K --split train --out tars/rain \\
         --format webdataset
+    samprior precompute --dataset gopro --root GOPRO_Large --split train --out stores/gopro \\
+        --masks blurred --source degraded
 
     Training and the other commands take a store. Tars are for training programs of your own; they
     are those that `samprior export` would write.
     """
-    from samprior.pipeline.precompute import precompute
+    from samprior.pipeline.precompute import plan_target, precompute
 
     found = open_dataset(dataset, root, split, variant, degraded_pattern, clean_pattern)
     sam = {
@@ -99,21 +115,22 @@ def command(  # one argument per option
         "precision": precision,
     }
     maker = _maker(segmenter, settings, {name: given for name, given in sam.items() if given})
+    wanted: dict[str, Any] = {
+        "form": form,
+        "source": source,
+        "images": images,
+        "masks": masks,
+        "append": append,
+        "images_per_shard": images_per_shard,
+    }
     if dry_run:
-        _dry_run(found, maker, form, source, images_per_shard)
+        _dry_run(plan_target(found, out, maker, **wanted), maker, source)
         return
     with progress(f"segmenting ({segmenter})", "image") as advance:
-        result = precompute(
-            found,
-            out,
-            maker,
-            form=form,
-            source=source,
-            images_per_shard=images_per_shard,
-            workers=workers,
-            progress=advance,
-        )
-    report(result, out, allow_quarantine=allow_quarantine)
+        result = precompute(found, out, maker, **wanted, workers=workers, progress=advance)
+    idle = "nothing to append" if append else "nothing to do"
+    where = out if masks == "main" else f"{out}, masks {masks}"
+    report(result, where, allow_quarantine=allow_quarantine, idle=idle)
 
 
 def _maker(segmenter: str, settings: tuple[str, ...], sam: dict[str, Any]) -> "Segmented":
@@ -132,15 +149,20 @@ def _maker(segmenter: str, settings: tuple[str, ...], sam: dict[str, Any]) -> "S
         )
 
 
-def report(result: "JobResult", out: Path, *, allow_quarantine: bool) -> None:
-    """Print how a job ended; exit with 1 when images were quarantined and that isn't allowed."""
+def report(
+    result: "JobResult", out: Path | str, *, allow_quarantine: bool, idle: str = "nothing to do"
+) -> None:
+    """Print how a job ended; exit with 1 when images were quarantined and that isn't allowed.
+
+    `idle` is said of a job that found all shards finished.
+    """
     from samprior.storage.survey import counted
 
     written = result.shards_written
     click.echo(
         f"{out}: {counted(result.num_images, 'image')} in {counted(result.num_shards, 'shard')}, "
         f"{result.stored_bytes / 1e6:.1f} MB; "
-        + (f"{counted(written, 'shard')} written now" if written else "nothing to do")
+        + (f"{counted(written, 'shard')} written now" if written else idle)
     )
     if not result.quarantined:
         return
@@ -156,20 +178,19 @@ def report(result: "JobResult", out: Path, *, allow_quarantine: bool) -> None:
         raise click.exceptions.Exit(1)
 
 
-def _dry_run(
-    dataset: "Dataset", maker: "Segmented", form: str, source: "Source", images_per_shard: int
-) -> None:
-    from samprior.pipeline.forms import FORMS
+def _dry_run(target: "Target", maker: "Segmented", source: "Source") -> None:
     from samprior.pipeline.job import estimate
-    from samprior.pipeline.plan import plan_shards
     from samprior.storage.survey import counted
 
-    plan = plan_shards(dataset.pairs, images_per_shard=images_per_shard)
-    guess = estimate(plan, maker, source=source, paired=True, form=FORMS[form])
-    num_images = len(dataset.pairs)
+    left = target.left()
+    num_images = sum(len(shard.pairs) for shard in left)
+    if not num_images:
+        click.echo(f"{target.out} is finished: nothing to do")
+        return
+    guess = estimate(left, maker, source=source, paired=True, form=target.form)
     total_s = guess.seconds_per_image * num_images
     click.echo(
-        f"{counted(num_images, 'image')} in {counted(len(plan), 'shard')}\n"
+        f"{counted(num_images, 'image')} in {counted(len(left), 'shard')}\n"
         f"about {guess.seconds_per_image:.2f} s an image on one worker, "
         f"{_duration(total_s)} in all\n"
         f"about {guess.bytes_per_image * num_images / 1e6:.1f} MB in the store\n"

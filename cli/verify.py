@@ -1,11 +1,15 @@
 """`samprior verify`: check a store."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from samprior.cli.options import PathOption
 from samprior.cli.progress import progress
+
+if TYPE_CHECKING:
+    from samprior.storage.verify import Verification
 
 
 @click.command("verify")
@@ -19,21 +23,13 @@ def command(store: Path, repair: bool, seed: int) -> None:
     samprior verify stores/gopro
     samprior verify stores/gopro --repair    # then run the same precompute again
     """
-    from samprior.storage.survey import counted
     from samprior.storage.verify import verify_store
 
     with progress("verifying", "shard") as advance:
         found = verify_store(store, repair=repair, seed=seed, progress=advance)
-    click.echo(
-        f"{store}: {found.num_shards} of {counted(found.planned_shards, 'shard')} whole, "
-        f"{counted(found.num_images, 'image')}, {counted(found.num_masks, 'mask')}, "
-        f"{found.stored_bytes / 1e6:.1f} MB, {len(found.quarantined)} quarantined"
-    )
-    for shard, problems in found.broken.items():
-        for problem in problems:
-            click.echo(f"  shard {shard}: {problem}", err=True)
-    for leftover in found.leftovers:
-        click.echo(f"  leftover of a killed writer: {leftover}", err=True)
+    _print(str(store), found)
+    for name, of_set in found.mask_sets.items():
+        _print(f"{store}, masks {name}", of_set)
     if found.ok:
         return
     done = "removed what was broken; now run" if repair else "run it with --repair, then"
@@ -41,3 +37,20 @@ def command(store: Path, repair: bool, seed: int) -> None:
         f"samprior: the store is not whole; {done} the same `samprior precompute` again", err=True
     )
     raise click.exceptions.Exit(1)
+
+
+def _print(name: str, found: "Verification") -> None:
+    from samprior.storage.survey import counted
+
+    click.echo(
+        f"{name}: {found.num_shards} of {counted(found.planned_shards, 'shard')} whole, "
+        f"{counted(found.num_images, 'image')}, {counted(found.num_masks, 'mask')}, "
+        f"{found.stored_bytes / 1e6:.1f} MB, {len(found.quarantined)} quarantined"
+    )
+    for shard, problems in found.broken.items():
+        for problem in problems:
+            click.echo(f"  shard {shard}: {problem}", err=True)
+    for problem in found.pictures:
+        click.echo(f"  {problem}", err=True)
+    for leftover in found.leftovers:
+        click.echo(f"  leftover of a killed writer: {leftover}", err=True)

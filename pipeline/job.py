@@ -15,11 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from samprior.pipeline.folders import counted
 from samprior.pipeline.forms import ZARR, Form
-from samprior.pipeline.plan import ShardPlan, Source, pending
+from samprior.pipeline.plan import ShardPlan, Source, keys_of, pending
 from samprior.pipeline.worker import MaskMaker, MasksOf, ShardWorker, inputs_of
 from samprior.storage.errors import ImageError, StoreError
 from samprior.storage.files import LOCK, STAGED_SUFFIX, only_writer, remove_drafts
+from samprior.storage.growth import cut, is_grown, write_listing
 from samprior.storage.manifest import Header
 
 __all__ = [
@@ -58,6 +60,7 @@ def run_job(
     *,
     form: Form = ZARR,
     source: Source = "clean",
+    append: bool = False,
     workers: int = 1,
     gpus_per_worker: float = 0.0,
     progress: Progress | None = None,
@@ -67,10 +70,12 @@ def run_job(
     Args:
         out: the folder of the store or of its tars, made if missing.
         plan: all shards of the store.
-        header: what the store is made of; must be that of an existing store at `out`.
+        header: what the store is made of; must be that of an existing store at `out`, or with
+            `append` add parts to it.
         maker: where the masks come from.
         form: how the shards are kept.
         source: the picture of each pair that is segmented.
+        append: whether the plan may have parts that an existing store has not.
         workers: Ray actors; 0 runs in this process.
         gpus_per_worker: GPUs reserved for each actor.
         progress: called as images are finished.
@@ -79,10 +84,10 @@ def run_job(
         StoreError: `out` holds something else, or shards were given up.
         BusyError: another job writes to it.
     """
-    form.check_keys(pair.key for shard in plan for pair in shard.pairs)
+    form.check_keys(keys_of(plan))
     _refuse_strangers(out, form)
     with only_writer(out):
-        _claim(out, header, form)
+        _claim(out, header, keys_of(plan), form, append=append)
         for folder in (out, out / "shards", out / "receipts"):
             remove_drafts(folder)
         todo = pending(plan, form.read_receipts(out), partial(inputs_of, maker))
@@ -161,22 +166,40 @@ def _run_here(todo: Sequence[ShardPlan], worker: ShardWorker, progress: Progress
         worker.write(shard)
 
 
-def _claim(out: Path, header: Header, form: Form) -> None:
+def _claim(out: Path, header: Header, keys: Sequence[str], form: Form, *, append: bool) -> None:
     """Make the store, or make sure that the one at `out` is the plan's.
 
     A store in which no shard was ever finished holds nothing that could be of another kind.
     """
     is_there = [(out / name).exists() for name in form.header_files]
     if is_there[0] and any((out / "receipts").glob("*.json")):
-        found = form.read_header(out)
-        if found.fingerprint != header.fingerprint:
-            raise StoreError(
-                f"{out} was made with other settings "
-                f"({'; '.join(found.difference(header)[:3])}); choose another --out, or remove it "
-                "first"
-            )
+        _require_same(out, form.read_header(out), header, keys, append=append)
     if not all(is_there) or form.read_header(out) != header:
+        if header.appended and header.images != "parent":
+            write_listing(out, cut(keys, header.parts))
         form.write_header(out, header)
+
+
+def _require_same(
+    out: Path, found: Header, header: Header, keys: Sequence[str], *, append: bool
+) -> None:
+    """Raise StoreError unless the header found is the wanted one, or may become it."""
+    if found.fingerprint == header.fingerprint:
+        return
+    if found.format_version != header.format_version:
+        raise StoreError(
+            f"{out} has store format {found.format_version}, which is only read; copy it to the "
+            f"present one with `samprior migrate {out} NEW`, then go on with --out NEW"
+        )
+    if not is_grown(found, header, keys):
+        raise StoreError(
+            f"{out} was made with other settings "
+            f"({'; '.join(found.difference(header)[:3])}); choose another --out, or remove it "
+            "first"
+        )
+    if not append:
+        new = header.num_images - found.num_images
+        raise StoreError(f"{out} lacks {counted(new, 'image')} of the plan; add them by --append")
 
 
 def _refuse_strangers(out: Path, form: Form) -> None:

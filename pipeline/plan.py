@@ -1,12 +1,14 @@
 """Plan a job: which images go to which shard, and what is left to do. Pure: no Ray, no writing."""
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 from samprior.pipeline.datasets import Pair
 from samprior.storage.errors import UsageError
+from samprior.storage.growth import listing_sha256
+from samprior.storage.header import Images
 from samprior.storage.manifest import Header, Inputs, Receipt
 
 Source = Literal["clean", "degraded"]
@@ -25,19 +27,28 @@ class ShardPlan:
 
 
 def plan_shards(
-    pairs: Sequence[Pair], *, images_per_shard: int = IMAGES_PER_SHARD
+    pairs: Sequence[Pair],
+    *,
+    images_per_shard: int = IMAGES_PER_SHARD,
+    appended: Sequence[int] = (),
 ) -> list[ShardPlan]:
     """Cut the pairs, in order, into shards of `images_per_shard`; the last may be smaller.
+
+    Of the pairs, the last `sum(appended)` were appended in parts of so many; each part is cut on
+    its own, so that the shards of the parts before it stay as they are.
 
     Raises:
         UsageError: images_per_shard below 1.
     """
     if images_per_shard < 1:
         raise UsageError(f"images per shard must be at least 1, got {images_per_shard}")
-    return [
-        ShardPlan(shard, tuple(pairs[start : start + images_per_shard]))
-        for shard, start in enumerate(range(0, len(pairs), images_per_shard))
+    ends = [len(pairs) - sum(appended[part:]) for part in range(len(appended) + 1)]
+    cuts = [
+        pairs[place : min(place + images_per_shard, stop)]
+        for start, stop in pairwise([0, *ends])
+        for place in range(start, stop, images_per_shard)
     ]
+    return [ShardPlan(shard, tuple(held)) for shard, held in enumerate(cuts)]
 
 
 def plan_header(
@@ -50,13 +61,16 @@ def plan_header(
     source: Source,
     images_per_shard: int = IMAGES_PER_SHARD,
     paired: bool = True,
+    appended: tuple[int, ...] = (),
+    images: Images = "stored",
+    pictures_root: str | None = None,
 ) -> Header:
     """The header of the store that this plan makes.
 
     The listing enters by keys, not by paths or contents: a moved dataset is the same dataset, and
     a mended image is found by its size (see `pending`).
     """
-    keys = [pair.key for shard in plan for pair in shard.pairs]
+    keys = keys_of(plan)
     return Header(
         num_images=len(keys),
         num_shards=len(plan),
@@ -67,12 +81,20 @@ def plan_header(
                 "name": dataset,
                 "layout": layout,
                 "split": split,
-                "listing_sha256": hashlib.sha256("\n".join(keys).encode()).hexdigest(),
+                "listing_sha256": listing_sha256(keys),
             },
             "segmenter": dict(segmenter),
             "source": source,
         },
+        appended=appended,
+        images=images,
+        pictures_root=pictures_root,
     )
+
+
+def keys_of(plan: Sequence[ShardPlan]) -> list[str]:
+    """All keys of a plan, in order."""
+    return [pair.key for shard in plan for pair in shard.pairs]
 
 
 def pending(

@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from samprior.pipeline.datasets import Dataset, Pair
-from samprior.pipeline.forms import FORMS
 from samprior.pipeline.job import JobResult, MaskMaker, Progress, run_job
 from samprior.pipeline.makers import worker_pool
-from samprior.pipeline.plan import IMAGES_PER_SHARD, Source, plan_header, plan_shards
-from samprior.storage.choices import check_choice
+from samprior.pipeline.plan import Source, plan_header, plan_shards
+from samprior.pipeline.targets import Target, mask_set_target, store_target
+from samprior.storage.errors import UsageError
+from samprior.storage.mask_sets import MAIN
 
 
 def precompute(
@@ -18,7 +20,10 @@ def precompute(
     *,
     form: str = "zarr",
     source: Source = "clean",
-    images_per_shard: int = IMAGES_PER_SHARD,
+    images: Literal["stored", "reference"] = "stored",
+    masks: str = MAIN,
+    append: bool = False,
+    images_per_shard: int | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> JobResult:
@@ -30,36 +35,80 @@ def precompute(
         maker: from `segmenter_maker`, or an importer.
         form: "zarr", the store; or "webdataset", the tars that an export of it would write.
         source: the picture of each pair that is segmented.
-        images_per_shard: images of a shard.
+        images: "reference" keeps only where the pictures lie.
+        masks: name of a further mask set, for the pictures of the complete store at `out`.
+        append: take images that the dataset has got since the store was made.
+        images_per_shard: images of a shard; None takes the number of the store that is there, or
+            32.
         workers: Ray workers; 0 runs in this process, None chooses by the maker.
         progress: called with images finished and images to do.
 
     Raises:
-        StoreError, BusyError: see `run_job`.
-        UsageError: a form that isn't known; a number of workers or images that can't be.
+        StoreError, BusyError: see `run_job`; also for a dataset that isn't the store's.
+        UsageError: a form that isn't known; options that don't go together; a number of workers
+            or images that can't be.
     """
-    check_choice("--format", form, FORMS)
-    plan = plan_shards(dataset.pairs, images_per_shard=images_per_shard)
-    header = plan_header(
-        plan,
-        dataset=dataset.name,
-        layout=dataset.layout,
-        split=dataset.split,
-        segmenter=maker.describe(),
+    target = plan_target(
+        dataset,
+        out,
+        maker,
+        form=form,
         source=source,
+        images=images,
+        masks=masks,
+        append=append,
         images_per_shard=images_per_shard,
     )
     count, gpus_per_worker = worker_pool(maker, workers)
     return run_job(
-        out,
-        plan,
-        header,
+        target.out,
+        target.plan,
+        target.header,
         maker,
-        form=FORMS[form],
+        form=target.form,
         source=source,
+        append=append,
         workers=count,
         gpus_per_worker=gpus_per_worker,
         progress=progress,
+    )
+
+
+def plan_target(
+    dataset: Dataset,
+    out: Path,
+    maker: MaskMaker,
+    *,
+    form: str,
+    source: Source,
+    images: Literal["stored", "reference"],
+    masks: str,
+    append: bool,
+    images_per_shard: int | None,
+) -> Target:
+    """What `precompute` with these arguments would write.
+
+    Raises:
+        StoreError, UsageError: see `precompute`.
+    """
+    if masks == MAIN:
+        return store_target(
+            dataset,
+            out,
+            maker,
+            form=form,
+            source=source,
+            images=images,
+            append=append,
+            images_per_shard=images_per_shard,
+        )
+    if form != "zarr" or images != "stored":
+        raise UsageError(
+            "--masks adds to a store that is there, whose pictures it takes; leave out --format "
+            "and --images"
+        )
+    return mask_set_target(
+        dataset, out, masks, maker, source=source, images_per_shard=images_per_shard
     )
 
 

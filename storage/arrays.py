@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from google_crc32c import value as crc32c
 from numcodecs.zstd import Zstd
 
 from samprior.storage.manifest import Receipt
@@ -119,7 +120,10 @@ def _sharded_array(
 def _read_index(place: Place, object_name: str, grid: tuple[int, ...]) -> npt.NDArray[np.int64]:
     """Offsets and bytes at the end of an object; a checksum follows them."""
     num_bytes = prod(grid) * 16 + 4
-    index = np.frombuffer(place.read_end(object_name, num_bytes)[:-4], "<u8").reshape(*grid, 2)
+    content = place.read_end(object_name, num_bytes)
+    if crc32c(content[:-4]) != int.from_bytes(content[-4:], "little"):
+        raise ValueError(f"the index of {object_name} has a wrong checksum")
+    index = np.frombuffer(content[:-4], "<u8").reshape(*grid, 2)
     is_absent = index[..., 0] == 2**64 - 1
     spans = np.where(is_absent[..., None], ABSENT, index.view(np.int64))
     ends = spans[~is_absent].sum(axis=-1)

@@ -16,6 +16,7 @@ from google_crc32c import value as crc32c
 
 from samprior.storage.arrays import ABSENT, ShardedArray
 from samprior.storage.cache import BoundedCache
+from samprior.storage.crossings.codec import CrossingsCodec
 from samprior.storage.masks import Atoms
 from samprior.storage.tiles import Maps, TiledArray, read_ranges
 
@@ -86,7 +87,7 @@ class CodedAtoms:
         self.sizes = sizes
         self.maps = maps
         self.cache = cache
-        self.tile_px = int(array.codecs[0]["configuration"]["tile_px"])
+        self.tile_px = CrossingsCodec.from_dict(array.codecs[0]).tile_px
         height, width = array.chunk[1:]
         self.grid = (-(-height // self.tile_px), -(-width // self.tile_px))
         self.spans = array.spans.reshape(-1, 2)
@@ -147,6 +148,9 @@ class CodedAtoms:
         self, row: int, y: int, x: int, height: int, width: int
     ) -> tuple[npt.NDArray[np.unsignedinteger], Words]:
         """The words of the tiles that a window touches, and where each begins."""
+        if y + height > self.array.chunk[1] or x + width > self.array.chunk[2]:
+            # The kernels check no bounds; sizes come from a receipt, which may lie.
+            raise ValueError(f"image {row} is larger than its array")
         rows = range(y // self.tile_px, (y + height - 1) // self.tile_px + 1)
         columns = range(x // self.tile_px, (x + width - 1) // self.tile_px + 1)
         blocks = np.full((len(rows), len(columns)), ABSENT, np.int64)

@@ -1,18 +1,27 @@
-"""A bounded memory of what was read last; safe in several threads."""
+"""A bounded memory of what was read last; safe in several threads, and across a fork."""
 
+import os
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 Value = TypeVar("Value")
 
 
 class BoundedCache(Generic[Value]):
-    """Keeps values until they take more than `max_bytes`; what was not used longest goes first."""
+    """Keeps values until they take more than `max_bytes`; what was not used longest goes first.
+
+    A forked process begins with an empty one.
+    """
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
+        self._forget()
+        _caches.add(self)
+
+    def _forget(self) -> None:
         self.num_bytes = 0
         self._held: OrderedDict[Hashable, tuple[Value, int]] = OrderedDict()
         self._lock = threading.Lock()
@@ -38,3 +47,15 @@ class BoundedCache(Generic[Value]):
                 _, (_, freed) = self._held.popitem(last=False)
                 self.num_bytes -= freed
         return value
+
+
+_caches: "weakref.WeakSet[BoundedCache[Any]]" = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """Another thread may have held a lock, which would stay so forever, with half a change made."""
+    for cache in _caches:
+        cache._forget()
+
+
+os.register_at_fork(after_in_child=_after_fork)

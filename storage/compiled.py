@@ -1,8 +1,8 @@
 """Compile kernels for the CPU where numba is installed; elsewhere they run as they are written.
 
 Kernels keep to arithmetic of int64 so that both ways give the same values, compiled or interpreted
-(about a hundred times slower). Compiled ones release the GIL. Numba costs half a second at its
-import: import modules of kernels where they are first needed.
+(about a hundred times slower; NUMBA_DISABLE_JIT=1 asks for it). Compiled ones release the GIL.
+Numba costs half a second at its import: import modules of kernels where they are first needed.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ except ImportError:
 
 def kernel(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     """Compile at the first call, keep the machine code on disk, release the GIL."""
-    if numba is None:
+    if numba is None or numba.config.DISABLE_JIT:
         return function
     compiled = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
     # Machine code holds what it calls, but numba looks for changes in the caller's file only. The

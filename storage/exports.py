@@ -93,7 +93,7 @@ def png_bytes(pixels: npt.NDArray[np.uint8], *, level: int = 1) -> bytes:
 def _digest(store: MaskStore, options: Mapping[str, Any]) -> str:
     digest = hashlib.sha256(store.fingerprint.encode() + canonical_json(dict(options)))
     # The receipts too: a store keeps its fingerprint when a mended image is done again.
-    for receipt in store.receipts.values():
+    for receipt in store.stored_receipts():
         digest.update(receipt.to_json())
     return digest.hexdigest()
 

@@ -11,7 +11,6 @@ On disk, below the store's folder:
     receipts/000000.json       one receipt per shard
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -20,52 +19,17 @@ from typing import Any, Self
 
 from samprior.storage.errors import StoreError
 from samprior.storage.files import sha256_of, write_bytes
+from samprior.storage.header import Header as Header
+from samprior.storage.header import Json as Json
+from samprior.storage.header import canonical_json as canonical_json
+from samprior.storage.header import digest
 from samprior.storage.places import Place, UnreachableError, joined, open_place
-
-FORMAT_VERSION = 2
-"""Of stores that are written now. Raised when what is on disk changes."""
-
-READABLE_VERSIONS = (1, 2)
-"""Formats that can be read; only the newest can be added to."""
 
 RECEIPTS_AT_ONCE = 1024
 """Receipts held as text while a store is opened; remote ones of a batch are fetched together."""
 
-Json = dict[str, Any]
-
 Inputs = tuple[int | str, ...]
 """Sizes and digests of the files that an image was made of; they tell a changed file."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Header:
-    """What a whole store is made of; equal for every shard."""
-
-    num_images: int
-    """Images in the plan, quarantined ones included."""
-    num_shards: int
-    """Shards in the plan."""
-    images_per_shard: int
-    """Images per shard, but for the last."""
-    paired: bool
-    """False when images came alone (imported masks); `degraded` is then `clean`."""
-    made_of: Mapping[str, Any]
-    """Everything that determines the masks: dataset listing, segmenter, source, versions."""
-    format_version: int = FORMAT_VERSION
-
-    @property
-    def fingerprint(self) -> str:
-        """Hex SHA-256 of all the header says."""
-        return _digest(asdict(self))
-
-    def difference(self, other: "Header") -> list[str]:
-        """The dotted names of what differs from a wanted header, with both values."""
-        ours, theirs = _flatten(asdict(self)), _flatten(asdict(other))
-        return [
-            f"{name} is {ours.get(name, 'absent')}, wanted {theirs.get(name, 'absent')}"
-            for name in sorted(ours.keys() | theirs.keys())
-            if ours.get(name, "absent") != theirs.get(name, "absent")
-        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,11 +54,16 @@ class Receipt:
     """Reason for each image that could not be used."""
     notes: tuple[str, ...] = ()
     """What was out of the ordinary, such as a smaller batch for want of memory."""
+    pictures: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """Of a store that only refers to its pictures: degraded and clean file of each key, below
+    the header's `pictures_root`."""
 
     def to_json(self) -> bytes:
         """The receipt as a small readable JSON file that holds its own digest."""
         record = asdict(self)
-        signed = {**record, "sha256": _digest(record)}
+        if not self.pictures:  # so in all other stores, and before there was the field
+            del record["pictures"]
+        signed = {**record, "sha256": digest(record)}
         return json.dumps(signed, indent=1, sort_keys=True).encode() + b"\n"
 
     @classmethod
@@ -106,8 +75,10 @@ class Receipt:
         """
         try:
             record = json.loads(content)
-            if record.pop("sha256") != _digest(record):
+            if record.pop("sha256") != digest(record):
                 raise ValueError("its digest does not fit its content")
+            if not len(record["keys"]) == len(record["sizes"]) == len(record["num_masks"]):
+                raise ValueError("its lists are not of one length")
             return cls(
                 shard=int(record["shard"]),
                 keys=tuple(map(str, record["keys"])),
@@ -118,16 +89,15 @@ class Receipt:
                 inputs={str(k): _inputs(values) for k, values in record["inputs"].items()},
                 quarantined={str(k): str(v) for k, v in record["quarantined"].items()},
                 notes=tuple(map(str, record.get("notes", ()))),
+                pictures={
+                    str(key): (str(degraded), str(clean))
+                    for key, (degraded, clean) in record.get("pictures", {}).items()
+                },
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise StoreError(
                 f"{origin} is no receipt ({error!r}); run `samprior verify --repair` on the store"
             ) from error
-
-
-def canonical_json(value: object) -> bytes:
-    """JSON with sorted keys and no spaces: equal values give equal bytes."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
 def shard_folder(root: Path, shard: int) -> Path:
@@ -155,7 +125,7 @@ def write_header(root: Path, header: Header) -> None:
 
     Writing it again over itself changes nothing.
     """
-    _write_group(root, {"samprior": {**asdict(header), "fingerprint": header.fingerprint}})
+    _write_group(root, {"samprior": header.to_record()})
     _write_group(root / "shards", {})
 
 
@@ -169,9 +139,7 @@ def read_header(root: Path | Place) -> Header:
     place = open_place(root)
     file = joined(place.url, "zarr.json")
     try:
-        record = dict(json.loads(place.read("zarr.json"))["attributes"]["samprior"])
-        fingerprint = record.pop("fingerprint")
-        header = Header(**record)
+        record = json.loads(place.read("zarr.json"))["attributes"]["samprior"]
     except FileNotFoundError as error:
         raise StoreError(
             f"{place.url} is no samprior store: it has no zarr.json; make one with "
@@ -179,17 +147,9 @@ def read_header(root: Path | Place) -> Header:
         ) from error
     except UnreachableError:
         raise
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise StoreError(f"{file} holds no samprior header ({error!r})") from error
-    if header.format_version not in READABLE_VERSIONS:
-        raise StoreError(
-            f"{place.url} has store format {header.format_version}, this samprior reads "
-            f"{' and '.join(map(str, READABLE_VERSIONS))}; use a newer samprior, or run "
-            "`samprior precompute` to a new --out"
-        )
-    if header.fingerprint != fingerprint:
-        raise StoreError(f"{file} was altered: its fingerprint does not fit its content")
-    return header
+    return Header.from_record(record, origin=file)
 
 
 def write_receipt(root: Path, receipt: Receipt) -> None:
@@ -270,19 +230,6 @@ def _inputs(values: list[Any]) -> Inputs:
     return tuple(value if isinstance(value, str) else int(value) for value in values)
 
 
-def _digest(value: object) -> str:
-    return hashlib.sha256(canonical_json(value)).hexdigest()
-
-
 def _write_group(folder: Path, attributes: Json) -> None:
     group = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
     write_bytes(folder / "zarr.json", json.dumps(group, indent=1, sort_keys=True).encode() + b"\n")
-
-
-def _flatten(value: object, prefix: str = "") -> dict[str, object]:
-    if not isinstance(value, Mapping):
-        return {prefix: value}
-    flat: dict[str, object] = {}
-    for name, inner in value.items():
-        flat |= _flatten(inner, f"{prefix}.{name}" if prefix else str(name))
-    return flat

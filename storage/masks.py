@@ -20,6 +20,9 @@ from samprior.storage.errors import UsageError
 Bools = npt.NDArray[np.bool_]
 Atoms = npt.NDArray[np.unsignedinteger]
 
+KERNEL_PX = 100_000
+"""Fewer pixels in all planes are left to NumPy: they aren't worth half a second to import numba."""
+
 
 @dataclass(frozen=True, eq=False)
 class MaskSet:
@@ -70,13 +73,17 @@ class MaskSet:
                 f"masks must be boolean (K, H, W), got {planes.dtype} {planes.shape}; "
                 "for no mask at all pass np.zeros((0, H, W), bool)"
             )
+        given = {name: np.asarray(column) for name, column in columns.items()}
+        if _is_compiled(planes.size):
+            from samprior.storage.planes import planes_to_atoms
+
+            atoms, members, atom_areas = planes_to_atoms(planes)
+            return cls._of(atoms, members, given, atom_areas=atom_areas)
         labels = np.zeros(planes.shape[1:], np.int64)
         members = np.zeros((1, len(planes)), np.bool_)
         for k, plane in enumerate(planes):
             members = _divide(labels, members, plane, k)
-        return cls._canonical(
-            labels, members, {name: np.asarray(column) for name, column in columns.items()}
-        )
+        return cls._canonical(labels, members, given)
 
     @classmethod
     def from_labels(
@@ -106,6 +113,20 @@ class MaskSet:
         return cls._canonical(
             labels, members, {name: np.asarray(column) for name, column in columns.items()}
         )
+
+    @classmethod
+    def _of(
+        cls,
+        atoms: Atoms,
+        members: Bools,
+        columns: Mapping[str, npt.NDArray[np.generic]],
+        *,
+        atom_areas: npt.NDArray[np.int64],
+    ) -> Self:
+        """Make a set of which the atoms have been counted: `atom_areas` (A,)."""
+        masks = cls(atoms, members, columns)
+        masks.__dict__["atom_areas"] = atom_areas  # where cached_property looks for it
+        return masks
 
     @classmethod
     def _canonical(
@@ -145,6 +166,10 @@ class MaskSet:
 
     def to_masks(self) -> Bools:
         """All masks as boolean (K, H, W), bit for bit as they were given."""
+        if _is_compiled(len(self) * self.atoms.size) and self.atoms.dtype.kind == "u":
+            from samprior.storage.planes import atoms_to_planes
+
+            return atoms_to_planes(self.atoms, self.members)
         planes = np.empty((len(self), *self.shape), np.bool_)
         index = self.atoms.astype(np.intp)
         columns = np.ascontiguousarray(self.members.T)
@@ -260,6 +285,15 @@ def check_window(shape: tuple[int, int], y: int, x: int, height: int, width: int
         raise UsageError(
             f"window y={y} x={x} {width}x{height} does not lie inside {shape[1]}x{shape[0]}"
         )
+
+
+def _is_compiled(num_px: int) -> bool:
+    """Whether planes of so many pixels in all are left to compiled loops, which need numba."""
+    if num_px < KERNEL_PX:
+        return False
+    from samprior.storage import compiled
+
+    return compiled.numba is not None
 
 
 def _divide(labels: npt.NDArray[np.int64], members: Bools, plane: Bools, k: int) -> Bools:

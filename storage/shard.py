@@ -137,13 +137,15 @@ class Shard:
     def masks(self, row: int, window: tuple[int, int, int, int], keep: Bools | None) -> MaskSet:
         """The masks of a window; without `keep` the whole image has all masks, met or not."""
         cut, members = self.cut(row, window, keep)
+        areas = np.empty(len(members), np.int64)
+        areas[1:] = cut.areas
+        areas[0] = cut.atoms.size - int(cut.areas.sum())
         columns = self.columns(row)
-        if keep is None and window == (0, 0, *self.sizes[row]):
-            return MaskSet(cut.atoms, members, columns)
-        met = members.any(axis=0)
-        return MaskSet(
-            cut.atoms, members[:, met], {name: column[met] for name, column in columns.items()}
-        )
+        if keep is not None or window != (0, 0, *self.sizes[row]):
+            met = members.any(axis=0)
+            members = members[:, met]
+            columns = {name: column[met] for name, column in columns.items()}
+        return MaskSet._of(cut.atoms, members, columns, atom_areas=areas)
 
     def outline(self, row: int, window: tuple[int, int, int, int]) -> int:
         """Crossings of outlines along the rows of a window (y, x, height, width)."""

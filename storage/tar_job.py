@@ -10,7 +10,6 @@ Tars and index are those that an export of the equal zarr store would write, byt
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from samprior.storage.errors import StoreError
@@ -31,8 +30,8 @@ HEADER = "header.json"
 
 def write_tar_header(root: Path, header: Header) -> None:
     """Make the folder that will hold the tars."""
-    fields = {**asdict(header), "fingerprint": header.fingerprint}
-    write_bytes(root / HEADER, json.dumps(fields, indent=1, sort_keys=True).encode() + b"\n")
+    content = json.dumps(header.to_record(), indent=1, sort_keys=True)
+    write_bytes(root / HEADER, content.encode() + b"\n")
 
 
 def read_tar_header(root: Path) -> Header:
@@ -43,14 +42,10 @@ def read_tar_header(root: Path) -> Header:
     """
     file = root / HEADER
     try:
-        fields = dict(json.loads(file.read_bytes()))
-        fingerprint = fields.pop("fingerprint")
-        header = Header(**fields)
-    except (OSError, KeyError, TypeError, ValueError) as error:
+        record = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
         raise StoreError(f"{file} is no header of samprior's tars ({error!r})") from error
-    if header.fingerprint != fingerprint:
-        raise StoreError(f"{file} was altered: its fingerprint does not fit its content")
-    return header
+    return Header.from_record(record, origin=str(file))
 
 
 def read_tar_receipts(root: Path) -> dict[int, Receipt]:

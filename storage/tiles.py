@@ -6,6 +6,7 @@ store the tiles that a window touches come in one call. At most `MAX_MAPS` files
 
 from functools import partial
 from itertools import product
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,14 @@ class TiledArray:
         # The grid has a column of one for each trailing dimension.
         self.spans = array.spans.reshape(*array.spans.shape[:3], 2)
         self.is_raw = array.codec_names == ["bytes"]
+        # Mapped, and of bytes and channels as `storage.memory` copies them.
+        is_mapped = array.place.local is not None and self.is_raw
+        self.is_picture = is_mapped and array.dtype == np.uint8 and array.chunk[3:] == (3,)
+        held = self.spans[self.spans[..., 0] != ABSENT]
+        self.end = int(held.sum(axis=-1).max()) if len(held) else 0
+        tile_bytes = prod(array.chunk) * array.dtype.itemsize
+        if self.is_raw and (held[:, 1] != tile_bytes).any():
+            raise ValueError(f"{array.name} has tiles of other sizes than {tile_bytes} bytes")
         if array.codec_names not in (["bytes"], ["bytes", "zstd"]):
             raise ValueError(f"{array.name} has unknown codecs {array.codec_names}")
 
@@ -47,6 +56,23 @@ class TiledArray:
 
     def read_into(self, out: npt.NDArray[Any], row: int, y: int, x: int) -> None:
         """Read the window at (y, x) that fills `out` (height, width, ...)."""
+        if self.is_picture and out.flags.c_contiguous:
+            from samprior.storage.memory import copy_window
+
+            data = self._whole_map()
+            copy_window(data, self.spans[row], self.tile_px, y, x, out.reshape(len(out), -1))
+        else:
+            self._assemble(out, row, y, x)
+
+    def _whole_map(self) -> npt.NDArray[np.uint8]:
+        """The mapped object, as long as its index says."""
+        data = mapped(self.array, self.maps)
+        if len(data) < self.end:
+            raise ValueError(f"{self.array.object_name} is shorter than it was")
+        return data
+
+    def _assemble(self, out: npt.NDArray[Any], row: int, y: int, x: int) -> None:
+        """The same tile by tile: those of object stores, compressed ones, atoms."""
         height, width = out.shape[:2]
         side = self.tile_px
         rows = range(y // side, (y + height - 1) // side + 1)

@@ -21,6 +21,7 @@ from zarr.storage import LocalStore
 from samprior.storage.crossings.codec import CrossingsCodec
 from samprior.storage.errors import StoreError
 from samprior.storage.files import staged_folder
+from samprior.storage.header import Images
 from samprior.storage.manifest import (
     Inputs,
     Receipt,
@@ -59,13 +60,16 @@ def write_shard(
     records: Sequence[Record],
     *,
     paired: bool,
+    images: Images = "stored",
+    pictures: Mapping[str, tuple[str, str]] | None = None,
     inputs: Mapping[str, Inputs] | None = None,
     quarantined: Mapping[str, str] | None = None,
     notes: Sequence[str] = (),
 ) -> Receipt:
     """Write a shard, whole or not at all, and then its receipt, from which on it counts.
 
-    A shard of no records (all quarantined) has a receipt and no arrays.
+    A shard of no records (all quarantined) has a receipt and no arrays. The pictures go into it
+    only if `images` is "stored"; `pictures` names their files where it is "reference".
 
     Raises:
         StoreError: records whose sizes or mask columns don't fit together.
@@ -76,7 +80,9 @@ def write_shard(
     with staged_folder(shard_folder(root, shard)) as draft:
         group = zarr.open_group(LocalStore(draft), mode="w", zarr_format=3)
         if records:
-            _write_images(group, records, paired=paired)
+            if images == "stored":
+                _write_images(group, records, paired=paired)
+            _write_atoms(group, [record.masks.atoms for record in records])
             _write_masks(group, [record.masks for record in records])
         digests, stored_bytes = digests_of(draft)
     receipt = Receipt(
@@ -89,6 +95,7 @@ def write_shard(
         inputs=dict(inputs or {}),
         quarantined=dict(quarantined or {}),
         notes=tuple(notes),
+        pictures=dict(pictures or {}),
     )
     write_receipt(root, receipt)
     return receipt
@@ -111,30 +118,24 @@ def _check(records: Sequence[Record]) -> None:
 
 
 def _write_images(group: zarr.Group, records: Sequence[Record], *, paired: bool) -> None:
-    height = max(record.masks.shape[0] for record in records)
-    width = max(record.masks.shape[1] for record in records)
-    shape = (len(records), height, width)
-    images = {"clean": [record.clean for record in records]}
+    _write_pictures(group, "clean", _padded([record.clean for record in records]))
     if paired:
-        images["degraded"] = [record.degraded for record in records]
-    for name, pictures in images.items():
-        _write_pictures(group, name, _padded((*shape, 3), np.dtype(np.uint8), pictures))
-    atoms = [record.masks.atoms for record in records]
-    _write_atoms(group, _padded(shape, np.result_type(*atoms), atoms))
+        _write_pictures(group, "degraded", _padded([record.degraded for record in records]))
 
 
 def _padded(
-    shape: tuple[int, ...],
-    dtype: np.dtype[np.unsignedinteger],
     images: Sequence[npt.NDArray[np.unsignedinteger]],
 ) -> npt.NDArray[np.unsignedinteger]:
-    block = np.zeros(shape, dtype)
+    """(n, H, W, ...) images of one block, as high and wide as the largest."""
+    height, width = (max(image.shape[axis] for image in images) for axis in (0, 1))
+    shape = (len(images), height, width, *images[0].shape[2:])
+    block = np.zeros(shape, np.result_type(*images))
     for row, image in enumerate(images):
         block[row, : image.shape[0], : image.shape[1]] = image
     return block
 
 
-def _write_pictures(group: zarr.Group, name: str, block: npt.NDArray[np.uint8]) -> None:
+def _write_pictures(group: zarr.Group, name: str, block: npt.NDArray[np.unsignedinteger]) -> None:
     """Write (n, H, W, 3) as one object of 1 x 128 x 128 x 3 tiles."""
     sides = _padded_sides(block.shape)
     array = group.create_array(
@@ -150,8 +151,9 @@ def _write_pictures(group: zarr.Group, name: str, block: npt.NDArray[np.uint8]) 
     array[...] = block
 
 
-def _write_atoms(group: zarr.Group, block: npt.NDArray[np.unsignedinteger]) -> None:
+def _write_atoms(group: zarr.Group, images: Sequence[npt.NDArray[np.unsignedinteger]]) -> None:
     """Write (n, H, W) as one object of coded images."""
+    block = _padded(images)
     sides = _padded_sides(block.shape)
     array = group.create_array(
         "atoms",
@@ -189,8 +191,8 @@ def _flat(group: zarr.Group, name: str, values: npt.NDArray[np.generic]) -> None
         shape=values.shape,
         dtype=values.dtype,
         chunks=tuple(max(1, side) for side in values.shape),
-        # Small, written once and read often: the level costs milliseconds a shard.
-        compressors=ZstdCodec(level=19, checksum=True),
+        # Small, written once and read often; higher levels take longer and give no less.
+        compressors=ZstdCodec(level=15, checksum=True),
     )
     if values.size:
         array[...] = values

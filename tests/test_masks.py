@@ -154,6 +154,15 @@ def test_more_atoms_than_uint16_holds() -> None:
     assert masks.crop(0, 0, 250, 250).atoms.dtype == np.uint16
 
 
+def test_areas_that_are_known_are_not_counted() -> None:
+    made = MaskSet.from_masks(np.ones((1, 2, 3), bool))
+    known = np.array([0, 6])
+    masks = MaskSet._of(made.atoms, made.members, made.columns, atom_areas=known)
+    assert masks.atom_areas is known
+    assert masks.areas.tolist() == [6]
+    assert masks.equals(made)
+
+
 def test_exactly_as_many_atoms_as_uint16_holds() -> None:
     numbers = np.arange(1 << 16).reshape(256, 256)
     masks = MaskSet.from_masks((numbers >> np.arange(16)[:, None, None] & 1).astype(bool))

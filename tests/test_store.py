@@ -55,7 +55,7 @@ def same(found: Record, wanted: Record) -> bool:
 def header(num_images: int, **changes: object) -> Header:
     settings: dict[str, Any] = {
         "num_images": num_images,
-        "num_shards": 1,
+        "num_shards": min(1, num_images),
         "images_per_shard": max(1, num_images),
         "paired": True,
         "made_of": {"segmenter": {"model": "vit_h", "points": 32}},
@@ -197,7 +197,10 @@ def test_a_shard_of_quarantined_images_alone(tmp_path: Path, make_record: Make) 
 
 
 def test_a_store_without_any_image_is_not_complete(tmp_path: Path) -> None:
-    store = write_store(tmp_path / "store", [])
+    root = tmp_path / "store"
+    write_header(root, header(1))
+    write_shard(root, 0, [], paired=True, quarantined={"bad": "it is empty"})
+    store = MaskStore.open(root)
     with pytest.raises(StoreError, match="all were quarantined"):
         store.require_complete()
 
@@ -235,22 +238,21 @@ def test_plain_zarr_reads_the_store(
     group = zarr.open_group(tmp_path / "store", mode="r")
     assert group.attrs["samprior"]["num_images"] == 5
     shard = group["shards/000001"]
-    for row, record in enumerate(records[2:4]):
-        height, width = shard["size"][row]
-        masks = slice(*shard["mask_offset"][row : row + 2])
-        num_atoms = int(np.diff(shard["atom_offset"][row : row + 2])[0])
-        packed = shard["members"][slice(*shard["member_offset"][row : row + 2])]
-        members = np.unpackbits(
-            packed.reshape(num_atoms, -1), axis=1, count=masks.stop - masks.start
-        ).astype(bool)
+    first_mask = first_byte = 0
+    for (height, width, num_masks, num_atoms), record, row in zip(
+        shard["extent"][:], records[2:4], range(2), strict=True
+    ):
+        num_bytes = num_atoms * -(-num_masks // 8)
+        packed = shard["members"][first_byte : first_byte + num_bytes]
+        members = np.unpackbits(packed.reshape(num_atoms, -1), axis=1, count=num_masks).astype(bool)
         atoms = shard["atoms"][row, :height, :width]
         np.testing.assert_array_equal(members[atoms].transpose(2, 0, 1), record.masks.to_masks())
         np.testing.assert_array_equal(shard["clean"][row, :height, :width], record.clean)
         np.testing.assert_array_equal(shard["degraded"][row, :height, :width], record.degraded)
-        np.testing.assert_array_equal(shard["area"][masks], record.masks.areas)
-        np.testing.assert_array_equal(shard["box"][masks], record.masks.boxes)
         for name, column in record.masks.columns.items():
-            np.testing.assert_array_equal(shard[f"column.{name}"][masks], column)
+            stored = shard[f"column.{name}"][first_mask : first_mask + num_masks]
+            np.testing.assert_array_equal(stored, column)
+        first_mask, first_byte = first_mask + num_masks, first_byte + num_bytes
 
 
 # Writing
@@ -318,13 +320,31 @@ def test_an_altered_header_is_refused(tmp_path: Path, make_store: Make) -> None:
 
     refused("altered", num_images=6)
     refused("altered", made_of={"segmenter": "rectangles", "seed": 1})
-    refused("no samprior header", color="red")
+    refused(r"made by a newer samprior.*color", color="red")
     refused(r"store format 99.*new --out", format_version=99)
+    for field, odd in {
+        "num_images": -1,
+        "images_per_shard": 0,
+        "paired": 1,
+        "made_of": [],
+        "appended": [0],
+        "images": "elsewhere",
+        "format_version": True,
+        "pictures_root": 3,
+    }.items():
+        refused("no samprior header", **{field: odd})
     file.write_text("{}")
     with pytest.raises(StoreError, match="no samprior header"):
         MaskStore.open(tmp_path)
     file.unlink()
     with pytest.raises(StoreError, match="no samprior store"):
+        MaskStore.open(tmp_path)
+
+
+@pytest.mark.parametrize("odd", [{"num_shards": 2}, {"num_shards": 10**9}, {"appended": (6,)}])
+def test_a_header_that_does_not_add_up_is_refused(tmp_path: Path, odd: dict[str, Any]) -> None:
+    write_header(tmp_path, header(5, **odd))
+    with pytest.raises(StoreError, match=r"5 images don't fit"):
         MaskStore.open(tmp_path)
 
 
@@ -342,9 +362,10 @@ def test_headers_tell_their_difference(tmp_path: Path) -> None:
     ]
 
 
-def test_only_folders_are_opened() -> None:
-    with pytest.raises(UsageError, match="local folders"):
-        MaskStore.open("s3://bucket/store")
+@pytest.mark.parametrize("url", ["https://host/store", "ftp://host/store", "zip://store.zip"])
+def test_other_places_are_refused(url: str) -> None:
+    with pytest.raises(UsageError, match=r"a store is a folder, or a URL of s3://"):
+        MaskStore.open(url)
 
 
 @pytest.mark.parametrize("change", ["degraded", "clean", "masks"])

@@ -190,7 +190,7 @@ def test_other_folders_and_settings_are_refused(tmp_path: Path, pairs: list[Pair
     with pytest.raises(StoreError, match="was altered"):
         run(out, pairs)
     header.write_text("[]")
-    with pytest.raises(StoreError, match="no header"):
+    with pytest.raises(StoreError, match="no samprior header"):
         run(out, pairs)
 
 

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,14 @@ import pytest
 from samprior.storage import MaskStore
 from samprior.storage.errors import StoreError
 from samprior.storage.files import STAGED_SUFFIX
-from samprior.storage.manifest import Header, digests_of, receipt_file, shard_folder, write_header
+from samprior.storage.manifest import (
+    Header,
+    digests_of,
+    receipt_file,
+    shard_folder,
+    write_header,
+    write_receipt,
+)
 from samprior.storage.verify import verify_store
 from samprior.storage.writer import write_shard
 
@@ -135,14 +143,18 @@ def test_shards_that_changed_places(root: Path) -> None:
     assert sorted(verify_store(root).broken) == [0, 2]
 
 
-def test_masks_that_were_written_wrong(tmp_path: Path, make_record: Make) -> None:
-    """Digests fit, but the table and the pixels don't: found by decoding."""
+@pytest.mark.parametrize("change", [{"num_masks": (4,)}, {"sizes": ((56, 40),)}])
+def test_masks_that_were_written_wrong(
+    tmp_path: Path, make_record: Make, change: dict[str, Any]
+) -> None:
+    """Digests fit, but the receipt and the tables don't: found by decoding."""
     root = tmp_path / "store"
     write_header(root, plan(1))
-    record = make_record()
-    record.masks.areas[0] += 1
-    write_shard(root, 0, [record], paired=True)
-    assert verify_store(root).broken == {0: ["image: masks don't fit the receipt and the table"]}
+    receipt = write_shard(root, 0, [make_record()], paired=True)
+    write_receipt(root, replace(receipt, **change))
+    found = verify_store(root)
+    assert list(found.broken) == [0]
+    assert found.broken[0] == ["image: masks don't fit the receipt and the table"]
 
 
 def test_repair_removes_exactly_the_broken_shard(root: Path, rng: np.random.Generator) -> None:

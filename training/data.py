@@ -5,7 +5,7 @@ Letters: B crops in a batch, h x w pixels of a crop.
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
@@ -109,7 +109,8 @@ class Crops:
         )
         if not place.flip and not place.quarter_turns:
             return masks
-        return replace(masks, atoms=np.ascontiguousarray(turned(masks.atoms, place)))
+        atoms = np.ascontiguousarray(turned(masks.atoms, place))
+        return MaskSet._of(atoms, masks.members, masks.columns, atom_areas=masks.atom_areas)
 
     def _kept(self, index: int) -> npt.NDArray[np.bool_]:
         """Which masks of an image are worth fusing; found once (100 bytes an image)."""
@@ -148,7 +149,7 @@ def content_digest(store: MaskStore) -> str:
     Its fingerprint says only how it was made: two noise levels of one listing share it.
     """
     digest = hashlib.sha256()
-    for receipt in store.receipts.values():
+    for receipt in store.stored_receipts():
         digest.update(receipt.to_json())
     return digest.hexdigest()
 

@@ -10,7 +10,6 @@ H x W pixels of an image, T tiles of all images.
 """
 
 import numpy as np
-import numpy.typing as npt
 
 from samprior.storage.compiled import kernel
 from samprior.storage.crossings.decode import DAMAGED, decode_tile
@@ -25,7 +24,8 @@ Runs = tuple[Words, Words, Words]
 
 def encode_image(atoms: Atoms, *, tile_px: int) -> bytes:
     """The code of atoms (H, W), or of a stack (..., H, W)."""
-    codes = [_encode_tile(tile) for tile in _tiles(atoms, tile_px)]
+    # Contiguous, whatever the image: of each layout a kernel would be compiled anew.
+    codes = [_encode_tile(np.ascontiguousarray(tile)) for tile in _tiles(atoms, tile_px)]
     return b"".join(_leb128(len(code)) for code in codes) + b"".join(codes)
 
 
@@ -120,7 +120,7 @@ def _read_places(code: Bytes, places: Words) -> bool:
         while True:
             if at == len(code) or shift > 35:
                 return False
-            byte = np.int64(code[at])
+            byte = int(np.int64(code[at]))
             at += 1
             total += (byte & 127) << shift
             shift += 7
@@ -133,7 +133,7 @@ def _read_places(code: Bytes, places: Words) -> bool:
 
 
 @kernel
-def _paint(starts: Words, labels: Words, rows: Words, tile: npt.NDArray[np.unsignedinteger]) -> None:
+def _paint(starts: Words, labels: Words, rows: Words, tile: Atoms) -> None:
     """Write the segments' labels to their pixels."""
     height, width = tile.shape
     for y in range(height):

@@ -8,7 +8,7 @@ any other array. In an array's metadata:
 
 import asyncio
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from zarr.abc.codec import ArrayBytesCodec
@@ -37,9 +37,13 @@ class CrossingsCodec(ArrayBytesCodec):
     def from_dict(cls, data: dict[str, JSON]) -> Self:
         """Read what `to_dict` gave."""
         configuration = data.get("configuration") or {}
-        if data.get("name") != NAME or not isinstance(configuration, dict):
-            raise ValueError(f"wanted {NAME} with a configuration, got {data!r}")
-        return cls(**configuration)  # type: ignore[arg-type]  # checked by __post_init__
+        if (
+            data.get("name") != NAME
+            or not isinstance(configuration, dict)
+            or configuration.keys() - {"tile_px"}
+        ):
+            raise ValueError(f"wanted {NAME} with a configuration of tile_px, got {data!r}")
+        return cls(**configuration)
 
     def to_dict(self) -> dict[str, JSON]:
         """Name and configuration, for the array's metadata."""
@@ -67,7 +71,7 @@ class CrossingsCodec(ArrayBytesCodec):
 
 
 def _dtype(chunk_spec: ArraySpec) -> "np.dtype[np.unsignedinteger]":
-    dtype = chunk_spec.dtype.to_native_dtype().newbyteorder("=")
+    dtype: np.dtype[Any] = chunk_spec.dtype.to_native_dtype().newbyteorder("=")
     if dtype not in (np.dtype(np.uint16), np.dtype(np.uint32)) or len(chunk_spec.shape) < 2:
         raise ValueError(
             f"{NAME} codes uint16 or uint32 of at least two dimensions, got {dtype} "

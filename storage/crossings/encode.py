@@ -48,6 +48,7 @@ from samprior.storage.crossings.range_coder import (
     finish_encoder,
     start_encoder,
 )
+from samprior.storage.masks import Atoms
 
 KEPT, GONE, COME = 0, 1, 2
 """What happens next in a row."""
@@ -57,7 +58,7 @@ CHOICES_PER_SEGMENT = 256
 
 
 @kernel
-def encode_tile(atoms: Words, model: Words, out: Bytes, at: int, limit: int) -> int:
+def encode_tile(atoms: Atoms, model: Words, out: Bytes, at: int, limit: int) -> int:
     """Write the code of a tile from byte `at` on; the byte after its last one.
 
     Args:
@@ -95,7 +96,7 @@ def encode_tile(atoms: Words, model: Words, out: Bytes, at: int, limit: int) -> 
 
 
 @kernel
-def _segments(atoms: Words, y: int, start: Words, label: Words) -> int:
+def _segments(atoms: Atoms, y: int, start: Words, label: Words) -> int:
     """Find the segments of a row; how many there are."""
     count, last = 0, np.int64(NOBODY)
     for x in range(atoms.shape[1]):

@@ -142,8 +142,8 @@ def _decode_number_of_label(
         rank = decode_number(state, code, model, RANK) - 1
         return memory[rank] if rank < memory[NUM_RECENT] else NOBODY
     if decode_bit(state, code, model, UPWARD):
-        return memory[HIGHEST] + decode_number(state, code, model, UP)
-    return memory[HIGHEST] + 1 - decode_number(state, code, model, DOWN)
+        return int(memory[HIGHEST]) + decode_number(state, code, model, UP)
+    return int(memory[HIGHEST]) + 1 - decode_number(state, code, model, DOWN)
 
 
 @kernel

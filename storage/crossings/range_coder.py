@@ -48,7 +48,7 @@ def learned(word: int, bit: int) -> int:
         probability += ((65536 - probability) * RATES[seen]) >> 16
     # Neither outcome may become impossible.
     probability = min(max(probability, LEAST), 65536 - LEAST)
-    return (probability << 8) | min(seen + 1, SEEN_LIMIT)
+    return int((probability << 8) | min(seen + 1, SEEN_LIMIT))
 
 
 @kernel
@@ -116,7 +116,7 @@ def finish_encoder(state: Words, out: Bytes) -> int:
     state[RANGE] = 0xFFFFFFFF
     zeros = np.full(40, 2 * EVEN)
     encode(state, out, zeros, zeros, 40)
-    end = state[AT]
+    end = int(state[AT])
     if end > state[LIMIT]:
         return end
     while end > state[START] and out[end - 1] == 0:
@@ -175,7 +175,7 @@ def decode_raw(state: Words, code: Bytes, num_bits: int) -> int:
 
 
 @kernel
-def _next_byte(state: Words, code: Bytes) -> int:
+def _next_byte(state: Words, code: Bytes) -> np.int64:
     at = state[AT]
     state[AT] = at + 1
     return np.int64(code[at]) if at < state[LIMIT] else np.int64(0)
