@@ -48,12 +48,12 @@ def mask_bytes(root: Path) -> dict[str, int]:
 
 
 def keep_masks(root: Path, sets: Sequence[MaskSet]) -> None:
-    """Write a whole shard of the masks, receipt and all; its pictures are black: no bytes."""
+    """Write a whole shard of the masks alone, receipt and all."""
     records = []
     for number, masks in enumerate(sets):
-        black = np.zeros((*masks.shape, 3), np.uint8)
-        records.append(Record(str(number), black, black, masks))
-    write_shard(root, 0, records, paired=False)
+        nothing = np.broadcast_to(np.uint8(0), (*masks.shape, 3))
+        records.append(Record(str(number), nothing, nothing, masks))
+    write_shard(root, 0, records, paired=False, images="parent")
 
 
 def all_planes(store: MaskStore, image: int) -> Bools:

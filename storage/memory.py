@@ -52,7 +52,7 @@ else:
                 )
                 for array in (0, 2)
             )
-            cgutils.raw_memcpy(builder, into, from_, arguments[4], 1)
+            cgutils.raw_memcpy(builder, into, from_, arguments[4], 1)  # type: ignore[no-untyped-call]  # numba
             return context.get_dummy_value()
 
         return signature, generate

@@ -155,18 +155,20 @@ def _write_atoms(group: zarr.Group, images: Sequence[npt.NDArray[np.unsignedinte
     """Write (n, H, W) as one object of coded images."""
     block = _padded(images)
     sides = _padded_sides(block.shape)
-    array = group.create_array(
-        "atoms",
-        shape=block.shape,
-        dtype=block.dtype,
-        chunks=(1, *sides),
-        shards=(len(block), *sides),
-        serializer=CrossingsCodec(tile_px=ATOMS_TILE_PX),
-        compressors=Crc32cCodec(),
-        fill_value=0,
-        dimension_names=("image", "y", "x"),
-    )
-    array[...] = block
+    # zarr's default is one inner chunk at a time; the kernels let several threads work.
+    with zarr.config.set({"codec_pipeline.batch_size": len(images)}):
+        array = group.create_array(
+            "atoms",
+            shape=block.shape,
+            dtype=block.dtype,
+            chunks=(1, *sides),
+            shards=(len(block), *sides),
+            serializer=CrossingsCodec(tile_px=ATOMS_TILE_PX),
+            compressors=Crc32cCodec(),
+            fill_value=0,
+            dimension_names=("image", "y", "x"),
+        )
+        array[...] = block
 
 
 def _padded_sides(shape: tuple[int, ...]) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 import gc
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ from torch.utils.data import DataLoader
 
 from samprior.storage import MaskStore
 from samprior.storage.errors import ConfigError
-from samprior.training.data import Crops, to_tensor
+from samprior.training.data import Crops, to_tensor, turned
 from samprior.training.loader import CropDataset, CropLoader, RawBatch
+from samprior.training.priors import RegionBatch
 from samprior.training.sampling import Draws, Place, image_of, share_of_rank
 
 MakeStore = Callable[..., MaskStore]
@@ -254,3 +256,29 @@ def test_shares_of_ranks_are_disjoint_and_without_gaps() -> None:
 def test_settings_that_can_not_be(crops: Crops, wrong: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match="a loader needs"):
         CropLoader(crops=crops, **{"batch_size": 2, **wrong})
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("quarter_turns", [0, 1, 2, 3])
+def test_turning_then_pooling_equals_pooling(
+    store: MaskStore, rng: np.random.Generator, *, flip: bool, quarter_turns: int
+) -> None:
+    """Sums over masks are those of the straight crop; back on the pixels they turn along."""
+    place = Place(3, 0, 0, flip, quarter_turns)
+    masks = store.masks(3, 5, 7, 48, 48)
+    assert len(masks) > 1
+    values = rng.integers(0, 256, (48, 48, 3)).astype(np.float64)  # whole: sums are exact
+    straight = RegionBatch.collate([masks])
+    turned_masks = replace(masks, atoms=np.ascontiguousarray(turned(masks.atoms, place)))
+    around = RegionBatch.collate([turned_masks])
+
+    def pooled(regions: RegionBatch, image: np.ndarray) -> torch.Tensor:
+        channels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None]
+        return regions.sum_by_atom(channels)
+
+    one, other = pooled(straight, values), pooled(around, turned(values, place))
+    assert torch.equal(one, other)
+    assert torch.equal(straight.sum_by_mask(one), around.sum_by_mask(other))
+    pixels = straight.to_pixels(one)[0].permute(1, 2, 0).numpy()
+    wanted = around.to_pixels(other)[0].permute(1, 2, 0).numpy()
+    assert np.array_equal(turned(pixels, place), wanted)

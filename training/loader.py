@@ -65,8 +65,8 @@ class RawBatch:
         pictures = self.buffer.pictures.to(device, non_blocking=True)
         regions = self.regions.to(device, non_blocking=True) if self.regions else None
         if device.type == "cuda":
-            self.buffer.copied = torch.cuda.Event()
-            self.buffer.copied.record()  # type: ignore[no-untyped-call]  # torch
+            self.buffer.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch
+            self.buffer.copied.record()
         floats = pictures.permute(0, 1, 4, 2, 3).to(
             torch.float32, memory_format=torch.contiguous_format
         )

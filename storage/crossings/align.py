@@ -32,12 +32,6 @@ def align(
     cost: Words,
 ) -> None:
     """Write to `kept` (S,) the old segment that each new one continues, or NEW; in rising order."""
-    is_same = num_old == num_new
-    for place in range(num_new):
-        kept[place] = place
-        is_same = is_same and old_label[place] == label[place]
-    if is_same:
-        return
     kept[:num_new] = NEW
     first, old_end, new_end = 0, num_old, num_new
     if num_old * num_new > MAX_CELLS:

@@ -54,7 +54,8 @@ KEPT, GONE, COME = 0, 1, 2
 """What happens next in a row."""
 
 CHOICES_PER_SEGMENT = 256
-"""Room for all choices about one segment: an event, a label and a place."""
+"""Room for all choices about one segment: an event, a label and a place. There is room for two
+rows, so that choices are coded when one row's room is full."""
 
 
 @kernel
@@ -78,97 +79,77 @@ def encode_tile(atoms: Atoms, model: Words, out: Bytes, at: int, limit: int) -> 
     start, label, history = old_start.copy(), old_start.copy(), old_start.copy()
     kept = np.zeros(width + 1, np.int64)
     cost = np.zeros(COST_WORDS, np.int64)
-    choices = np.empty((width + 1) * CHOICES_PER_SEGMENT, np.int64)
-    num_old = 0
+    choices = np.empty(2 * (width + 1) * CHOICES_PER_SEGMENT, np.int64)
+    num_old, count = 0, 0
+    # One piece: functions for each row would have to be handed all these arrays.
     for y in range(height):
-        num_new = _segments(atoms, y, start, label)
-        align(old_start, old_label, num_old, start, label, num_new, kept, cost)
-        count = _choose_row(
-            choices, memory, old_start, old_label, old_history, num_old,
-            start, label, history, num_new, kept, 1 if y == 0 else 0,
-        )  # fmt: skip
-        encode(state, out, model, choices, count)
+        num_new, last, is_same = 0, np.int64(NOBODY), True
+        for x in range(width):
+            value = np.int64(atoms[y, x])
+            if value != last:
+                start[num_new] = x
+                label[num_new] = value
+                kept[num_new] = num_new
+                is_same = is_same and num_new < num_old and old_label[num_new] == value
+                num_new += 1
+                last = value
+        if not is_same or num_new != num_old:
+            align(old_start, old_label, num_old, start, label, num_new, kept, cost)
+        new, old, is_recent, neighbour, is_top = 0, 0, 0, NOWHERE, 1 if y == 0 else 0
+        while new < num_new or old < num_old:
+            event, delta = KEPT, 0
+            if new == num_new or kept[new] > old:
+                event = GONE
+            elif kept[new] == NEW:
+                event = COME
+            else:
+                delta = start[new] - old_start[old]
+            if old < num_old:
+                past = old_history[old]
+                is_equal = 1 if new > 0 and old_label[old] == label[new - 1] else 0
+                count = _choose_event(choices, count, event, delta, new, past, is_equal, is_recent)
+            elif new > 0:
+                count = choose(choices, count, MORE + is_recent, 1)
+            if event == GONE:
+                if 0 < old < num_old - 1:
+                    remember_between(memory, old_label[old - 1], old_label[old], old_label[old + 1])
+                old += 1
+                is_recent = 1
+                continue
+            if event == KEPT:
+                past = old_history[old]
+                if new > 0:
+                    count = _choose_move(choices, count, past, delta, neighbour)
+                    past = moved(past, delta)
+                history[new] = past
+                neighbour = direction_of(delta)
+                old += 1
+                is_recent = 0
+            else:
+                left = label[new - 1] if new > 0 else NOBODY
+                two_back = label[new - 2] if new > 1 else NOBODY
+                right = old_label[old] if old < num_old else NOBODY
+                count = choose_label(
+                    choices, count, memory, label[new], left, two_back, right, is_recent, is_top
+                )
+                if new > 0:
+                    above = old_start[old] if old < num_old else NOBODY
+                    count = _choose_place(
+                        choices, count, start[new], start[new - 1], above, is_recent
+                    )
+                history[new] = NEW_BOUNDARY
+                is_recent = 1
+            new += 1
+        count = choose(choices, count, MORE + is_recent, 0)
+        if count > len(choices) // 2:
+            encode(state, out, model, choices, count)
+            count = 0
         num_old = num_new
         old_start, start = start, old_start
         old_label, label = label, old_label
         old_history, history = history, old_history
+    encode(state, out, model, choices, count)
     return finish_encoder(state, out)
-
-
-@kernel
-def _segments(atoms: Atoms, y: int, start: Words, label: Words) -> int:
-    """Find the segments of a row; how many there are."""
-    count, last = 0, np.int64(NOBODY)
-    for x in range(atoms.shape[1]):
-        value = np.int64(atoms[y, x])
-        if value != last:
-            start[count] = x
-            label[count] = value
-            count += 1
-            last = value
-    return count
-
-
-@kernel
-def _choose_row(
-    choices: Words,
-    memory: Words,
-    old_start: Words,
-    old_label: Words,
-    old_history: Words,
-    num_old: int,
-    start: Words,
-    label: Words,
-    history: Words,
-    num_new: int,
-    kept: Words,
-    is_top: int,
-) -> int:
-    """Enter all choices of a row and the new histories; how many choices there are."""
-    new, old, is_recent, neighbour, count = 0, 0, 0, NOWHERE, 0
-    while new < num_new or old < num_old:
-        event, delta = KEPT, 0
-        if new == num_new or kept[new] > old:
-            event = GONE
-        elif kept[new] == NEW:
-            event = COME
-        else:
-            delta = start[new] - old_start[old]
-        if old < num_old:
-            past = old_history[old]
-            is_equal = 1 if new > 0 and old_label[old] == label[new - 1] else 0
-            count = _choose_event(choices, count, event, delta, new, past, is_equal, is_recent)
-        elif new > 0:
-            count = choose(choices, count, MORE + is_recent, 1)
-        if event == GONE:
-            if 0 < old < num_old - 1:
-                remember_between(memory, old_label[old - 1], old_label[old], old_label[old + 1])
-            old += 1
-            is_recent = 1
-            continue
-        if event == KEPT:
-            past = old_history[old]
-            if new > 0:
-                count = _choose_move(choices, count, past, delta, neighbour)
-                past = moved(past, delta)
-            history[new] = past
-            neighbour = direction_of(delta)
-            old += 1
-            is_recent = 0
-        else:
-            left = label[new - 1] if new > 0 else NOBODY
-            two_back = label[new - 2] if new > 1 else NOBODY
-            right = old_label[old] if old < num_old else NOBODY
-            count = choose_label(
-                choices, count, memory, label[new], left, two_back, right, is_recent, is_top
-            )
-            if new > 0:
-                above = old_start[old] if old < num_old else NOBODY
-                count = _choose_place(choices, count, start[new], start[new - 1], above, is_recent)
-            history[new] = NEW_BOUNDARY
-            is_recent = 1
-        new += 1
-    return choose(choices, count, MORE + is_recent, 0)
 
 
 @kernel
