@@ -28,7 +28,7 @@ def command(old: str, new: Path) -> None:
         done = migrate_store(old, new, progress=advance)
     copied = done.shards_copied
     click.echo(
-        f"{new}: {counted(done.num_images, 'image')} in {counted(done.num_shards, 'shard')}, "
+        f"{new}: {counted(done.num_images, 'image')}, {counted(done.num_shards, 'shard')}, "
         f"{done.stored_bytes / 1e6:.1f} MB, format {FORMAT_VERSION} (was {done.old_version}); "
         + (f"{counted(copied, 'shard')} copied now" if copied else "nothing to do")
     )

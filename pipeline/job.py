@@ -192,9 +192,10 @@ def _require_same(
             f"present one with `samprior migrate {out} NEW`, then go on with --out NEW"
         )
     if not is_grown(found, header, keys):
+        other = "--masks" if header.images == "parent" else "--out"
         raise StoreError(
             f"{out} was made with other settings "
-            f"({'; '.join(found.difference(header)[:3])}); choose another --out, or remove it "
+            f"({'; '.join(found.difference(header)[:3])}); choose another {other}, or remove it "
             "first"
         )
     if not append:

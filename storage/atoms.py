@@ -108,13 +108,12 @@ class CodedAtoms:
         group = np.arange(len(members))
         order, areas = np.empty((2, len(members)), np.int64)
         number = np.zeros(len(members), np.int64)
-        count = cuts.survey(*place, height, width, group, number, order, areas)
-        if count >= 0 and keep is not None:
-            cuts.group_atoms(members, keep, order[:count], group)
-            number[:] = 0
-            count = cuts.survey(*place, height, width, group, number, order, areas)
+        count = cuts.survey(*place, height, width, number, order, areas)
         if count < 0:
             raise ValueError(f"image {row} has atoms beyond its {len(members)}")
+        if keep is not None:
+            found = order[:count], areas[:count]
+            count = cuts.merge_atoms(members, keep, *found, number, group)
         out = np.empty((height, width), np.uint16 if count <= 0xFFFF else np.uint32)
         cuts.paint(*place, group, number, out)
         return Cut(out, order[:count], areas[:count])

@@ -50,7 +50,6 @@ def survey(
     x: int,
     height: int,
     width: int,
-    group: Words,
     number: Words,
     order: Words,
     areas: Words,
@@ -65,7 +64,6 @@ def survey(
         x: its first column.
         height: its rows.
         width: its columns.
-        group: (A,) the atom that each is taken for; 0 for none.
         number: (A,) zeros; becomes the new number of each atom that is there, from 1.
         order: room for A; the atoms that are there.
         areas: room for A; their pixels in the window.
@@ -88,16 +86,15 @@ def survey(
                 if place < last:
                     end = min(left + _column(words[place]), right)
                 label = _label(word)
-                if label >= len(group):
+                if label >= len(number):
                     return -1
-                atom = group[label]
-                if begin < end and atom != 0:
-                    if number[atom] == 0:
-                        order[count] = atom
+                if begin < end and label != 0:
+                    if number[label] == 0:
+                        order[count] = label
                         areas[count] = 0
                         count += 1
-                        number[atom] = count
-                    areas[number[atom] - 1] += end - begin
+                        number[label] = count
+                    areas[number[label] - 1] += end - begin
     return count
 
 
@@ -195,32 +192,43 @@ def measure(words: TileWords, y: int, x: int, width: int, areas: Words, boxes: W
 
 
 @kernel
-def group_atoms(members: Bytes, keep: Bytes, seen: Words, group: Words) -> None:
-    """Enter for each atom seen the first one that lies in the same kept masks; 0 for none.
+def merge_atoms(
+    members: Bytes, keep: Bytes, order: Words, areas: Words, number: Words, group: Words
+) -> int:
+    """Make one of the surveyed atoms that lie in the same kept masks; how many are left.
 
     Args:
         members: (A, bytes) packed bits: the masks of each atom.
         keep: (bytes,) packed bits: the masks that are kept.
-        seen: atoms.
-        group: (A,) written at the atoms seen.
+        order: the atoms that were found; becomes the first one of each that is left.
+        areas: their pixels; becomes those of what is left.
+        number: (A,) as `survey` leaves it; becomes the new number of each that is left.
+        group: (A,) becomes, at the atoms found, the first that each is taken for; 0 for none.
     """
     size = 4
-    while size < 2 * len(seen):
+    while size < 2 * len(order):
         size *= 2
-    table = np.zeros(size, np.int64)  # atom 0 is never seen
-    for atom in seen:
+    table = np.zeros(size, np.int64)  # atom 0 is never found
+    count = 0
+    for found in range(len(order)):
+        atom, pixels = order[found], areas[found]
         digest, is_empty = np.int64(1469), True
         for place in range(len(keep)):
             byte = np.int64(members[atom, place] & keep[place])
             digest = ((digest ^ byte) * 16777619) & 0xFFFFFFFF
             is_empty = is_empty and byte == 0
         group[atom] = 0
+        number[atom] = 0
         slot = (digest ^ (digest >> 15)) & (size - 1)
         while not is_empty:
             other = table[slot]
             if other == 0:
+                # Atoms come by their first pixel, so what is left does too.
                 table[slot] = atom
                 group[atom] = atom
+                order[count], areas[count] = atom, pixels
+                count += 1
+                number[atom] = count
                 break
             is_equal = True
             for place in range(len(keep)):
@@ -228,5 +236,7 @@ def group_atoms(members: Bytes, keep: Bytes, seen: Words, group: Words) -> None:
                 is_equal = is_equal and differs == 0
             if is_equal:
                 group[atom] = other
+                areas[number[other] - 1] += pixels
                 break
             slot = (slot + 1) & (size - 1)
+    return count

@@ -19,6 +19,9 @@ FORMAT_VERSION = 2
 READABLE_VERSIONS = (1, 2)
 """Formats that can be read; only the newest can be added to."""
 
+_SINCE_2 = {"appended", "images", "pictures_root"}
+"""Fields that headers of format 1 can't have."""
+
 Json = dict[str, Any]
 
 Images = Literal["stored", "reference", "parent"]
@@ -94,6 +97,8 @@ class Header:
                 "`samprior precompute` to a new --out"
             )
         known = {field.name for field in fields(cls)} | {"fingerprint"}
+        if record["format_version"] == 1:
+            known -= _SINCE_2
         if unknown := sorted(record.keys() - known):
             raise StoreError(
                 f"{origin} was made by a newer samprior: its header has {', '.join(unknown)}, "

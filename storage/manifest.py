@@ -9,6 +9,8 @@ On disk, below the store's folder:
     zarr.json                  root group; attribute `samprior` is the header
     shards/000000/...          one zarr group per shard, see samprior.storage.store
     receipts/000000.json       one receipt per shard
+    listing.json               see samprior.storage.growth
+    masks/NAME/...             see samprior.storage.mask_sets
 """
 
 import json
@@ -27,6 +29,16 @@ from samprior.storage.places import Place, UnreachableError, joined, open_place
 
 RECEIPTS_AT_ONCE = 1024
 """Receipts held as text while a store is opened; remote ones of a batch are fetched together."""
+
+_DAMAGES = (
+    KeyError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    OverflowError,  # of an int of infinity
+    RecursionError,
+)
+"""What reading something as JSON raises that was not meant to be read so."""
 
 Inputs = tuple[int | str, ...]
 """Sizes and digests of the files that an image was made of; they tell a changed file."""
@@ -94,7 +106,7 @@ class Receipt:
                     for key, (degraded, clean) in record.get("pictures", {}).items()
                 },
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except _DAMAGES as error:
             raise StoreError(
                 f"{origin} is no receipt ({error!r}); run `samprior verify --repair` on the store"
             ) from error

@@ -78,7 +78,7 @@ class MaskSet:
             from samprior.storage.planes import planes_to_atoms
 
             atoms, members, atom_areas = planes_to_atoms(planes)
-            return cls._of(atoms, members, given, atom_areas=atom_areas)
+            return cls.counted(atoms, members, given, atom_areas=atom_areas)
         labels = np.zeros(planes.shape[1:], np.int64)
         members = np.zeros((1, len(planes)), np.bool_)
         for k, plane in enumerate(planes):
@@ -115,7 +115,7 @@ class MaskSet:
         )
 
     @classmethod
-    def _of(
+    def counted(
         cls,
         atoms: Atoms,
         members: Bools,
@@ -123,7 +123,7 @@ class MaskSet:
         *,
         atom_areas: npt.NDArray[np.int64],
     ) -> Self:
-        """Make a set of which the atoms have been counted: `atom_areas` (A,)."""
+        """Make a set whose atoms have been counted: `atom_areas` (A,) are the pixels of each."""
         masks = cls(atoms, members, columns)
         masks.__dict__["atom_areas"] = atom_areas  # where cached_property looks for it
         return masks

@@ -40,6 +40,7 @@ class Migration:
     old_version: int
     num_images: int = 0
     num_shards: int = 0
+    """Of the store and all its mask sets."""
     shards_copied: int = 0
     """By this run; the others were there."""
     stored_bytes: int = 0

@@ -61,8 +61,10 @@ class _Band:
 def planes_to_atoms(planes: Bools) -> tuple[Atoms, Bools, Ints]:
     """Atoms (H, W), members (A, K) and areas (A,) of masks (K, H, W), numbered as in `MaskSet`."""
     num_masks, height, width = planes.shape
-    keys = np.random.default_rng(0).integers(1 << 62, size=num_masks)
-    bands = _share(lambda rows: _sweep_band(planes, *rows, keys), _cut_rows(height, planes.size))
+    keys = np.random.default_rng(0).integers(1 << 62, size=(num_masks,))
+    bands = _share(
+        lambda rows: _sweep_band(planes, rows[0], rows[1], keys), _cut_rows(height, planes.size)
+    )
     sets, numbers, areas = _join(bands)
     areas[0] = height * width - areas.sum()
     members = np.zeros((len(areas), num_masks), np.bool_)
@@ -86,7 +88,7 @@ def atoms_to_planes(atoms: Atoms, members: Bools) -> Bools:
     holders, held = np.nonzero(members)
     starts = np.searchsorted(holders, np.arange(len(members) + 1))
     _share(
-        lambda rows: fill_runs(whole, *rows, starts, held, octets),
+        lambda rows: fill_runs(whole, rows[0], rows[1], starts, held, octets),
         _cut_rows(len(atoms), planes.size),
     )
     return planes
@@ -196,7 +198,7 @@ os.register_at_fork(after_in_child=_helpers.cache_clear)
 def _share(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
     """The results of all items in their order, some of them by other threads.
 
-    This thread takes part: where no core is free for the others it does not wait for them.
+    This thread takes part. Of the others it waits for no more than the item each has begun.
     """
     results: dict[int, Result] = {}
     waiting = deque(range(len(items)))

@@ -153,9 +153,10 @@ def _problem(file: Path, receipt: Receipt, key: str, side: str) -> str | None:
     """What is wrong with a file; None if it has the bytes it had."""
     try:
         num_bytes = file.stat().st_size
-    except OSError as error:
+    except (OSError, ValueError) as error:  # the latter of names that no file can have
+        why = error.strerror if isinstance(error, OSError) else error
         return (
-            f"{file}, a picture of {key}, can't be read ({error.strerror}); the store only refers "
+            f"{file}, a picture of {key}, can't be read ({why}); the store only refers "
             "to it. If the dataset was moved, run the same `samprior precompute` from its new "
             "place, or open the store with pictures_root"
         )

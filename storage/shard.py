@@ -145,7 +145,7 @@ class Shard:
             met = members.any(axis=0)
             members = members[:, met]
             columns = {name: column[met] for name, column in columns.items()}
-        return MaskSet._of(cut.atoms, members, columns, atom_areas=areas)
+        return MaskSet.counted(cut.atoms, members, columns, atom_areas=areas)
 
     def outline(self, row: int, window: tuple[int, int, int, int]) -> int:
         """Crossings of outlines along the rows of a window (y, x, height, width)."""

@@ -55,7 +55,7 @@ def find_switches(
             if seen == 0:
                 continue
             pixels = octets[mask, first_row + row]
-            is_on, unchanged = np.int64(0), np.int64(0)
+            is_on, unchanged = 0, 0
             for place in range(len(line)):
                 if line[place] == unchanged:
                     continue
@@ -63,11 +63,11 @@ def find_switches(
                     return -1
                 for column in range(8 * place, 8 * place + 8):
                     # Without a branch, which would be mispredicted.
-                    is_in = np.int64(pixels[column] != 0)
+                    is_in = int(pixels[column] != 0)
                     switches[count] = (((row << column_bits) | column) << mask_bits) | mask
                     count += is_on ^ is_in
                     is_on = is_in
-                unchanged = is_on * np.int64(ALL_ON)
+                unchanged = is_on * ALL_ON
             switches[count] = (((row << column_bits) | width) << mask_bits) | mask
             count += is_on
     return count

@@ -101,7 +101,9 @@ class _Check:
         self.root = root
         self.parent = parent
         self.header = read_header(root)
-        self.found = Verification(planned_shards=self.header.num_shards)
+        # A set that was not brought up to a store that has grown isn't whole.
+        planned = self.header if parent is None else read_header(parent)
+        self.found = Verification(planned_shards=planned.num_shards)
 
     def run(self, rng: np.random.Generator, advance: Callable[[], None]) -> None:
         """Check all shards, and look for what doesn't belong there."""

@@ -3,6 +3,7 @@
 import gc
 import multiprocessing
 import os
+import signal
 import threading
 import weakref
 from collections.abc import Callable
@@ -146,6 +147,12 @@ def test_making_does_not_hold_up_other_threads() -> None:
     assert cache.num_bytes == 20
 
 
+def end_after(seconds: int) -> None:
+    """End this process if it hangs: no child is left behind."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(seconds)
+
+
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_fork_while_another_thread_is_inside() -> None:
     """That thread isn't there after the fork, and would never leave."""
@@ -155,8 +162,11 @@ def test_a_fork_while_another_thread_is_inside() -> None:
     with cache._lock:
         child = os.fork()
         if child == 0:
-            sender.send((cache.num_bytes, cache.get("a", lambda: (2, 10)), cache.num_bytes))
-            os._exit(0)
+            try:
+                end_after(50)
+                sender.send((cache.num_bytes, cache.get("a", lambda: (2, 10)), cache.num_bytes))
+            finally:
+                os._exit(0)
     assert receiver.poll(60), "the forked process hangs"
     assert receiver.recv() == (0, 2, 10)
     os.waitpid(child, 0)

@@ -251,7 +251,7 @@ def test_every_setting_is_in_some_identity_or_known_to_be_in_none() -> None:
     """A new setting must be given a place: here, or in the weights' identity."""
     in_none = {
         "out", "mode", "device", "log_every", "validate_every", "save_every",
-        "data.train", "data.validation", "data.loader_threads",
+        "data.train", "data.masks", "data.validation", "data.loader_threads",
     }  # fmt: skip
     config: TrainConfig = load_config(None, NEEDED)
     everything = _leaves(config.model_dump(mode="json"))

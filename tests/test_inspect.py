@@ -94,10 +94,11 @@ def make_store(tmp_path: Path) -> MakeStore:
             "segmenter": segmenter,
             "source": "clean",
         }
+        num_images = len(records) + len(quarantined or {})
         header = Header(
-            num_images=len(records) + len(quarantined or {}),
-            num_shards=num_shards,
-            images_per_shard=8,
+            num_images=num_images,
+            num_shards=min(num_shards, num_images),
+            images_per_shard=-(-num_images // num_shards),
             paired=paired,
             made_of=made_of,
         )

@@ -203,6 +203,8 @@ def test_a_set_of_a_grown_store_grows_too(
     run(grown, root, append=True)
     with pytest.raises(StoreError, match="has 3 of 4 shards"):
         MaskStore.open(root, masks="blurred").require_complete()
+    assert verify_store(root).mask_sets["blurred"].planned_shards == 4
+    assert not verify_store(root).ok
     with pytest.raises(StoreError, match=r"lacks 1 image of the plan; .*--append"):
         run(grown, root, 3, masks="blurred", source="degraded")
     result = run(grown, root, 3, masks="blurred", source="degraded", append=True)
@@ -254,7 +256,7 @@ def test_only_sets_that_are_there_are_opened(root: Path) -> None:
     (root / "masks/empty").mkdir()
     (root / "masks/Upper").mkdir()
     assert MaskStore.open(root).mask_sets == ["main", "blurred"]
-    for name in ("blured", "empty", "readme", "../masks/blurred", "", "."):
+    for name in ("blurre", "empty", "readme", "../masks/blurred", "", "."):
         with pytest.raises(UsageError, match=r"unknown mask set .* Known: main, blurred"):
             MaskStore.open(root, masks=name)
     with pytest.raises(UsageError, match=r"is a mask set; open the store"):

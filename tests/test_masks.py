@@ -157,7 +157,7 @@ def test_more_atoms_than_uint16_holds() -> None:
 def test_areas_that_are_known_are_not_counted() -> None:
     made = MaskSet.from_masks(np.ones((1, 2, 3), bool))
     known = np.array([0, 6])
-    masks = MaskSet._of(made.atoms, made.members, made.columns, atom_areas=known)
+    masks = MaskSet.counted(made.atoms, made.members, made.columns, atom_areas=known)
     assert masks.atom_areas is known
     assert masks.areas.tolist() == [6]
     assert masks.equals(made)

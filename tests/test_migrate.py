@@ -14,6 +14,12 @@ import pytest
 from click.testing import CliRunner
 
 from samprior.cli.main import cli
+from samprior.pipeline.datasets import Dataset, Pair
+from samprior.pipeline.job import run_job
+from samprior.pipeline.makers import Segmented
+from samprior.pipeline.plan import plan_header, plan_shards
+from samprior.pipeline.precompute import precompute
+from samprior.pipeline.superpixel import SuperpixelSettings
 from samprior.storage import MaskStore, Record, migrate
 from samprior.storage.errors import StoreError, UsageError
 from samprior.storage.header import FORMAT_VERSION, READABLE_VERSIONS
@@ -169,11 +175,23 @@ def test_damage_is_not_copied(tmp_path: Path) -> None:
         migrate_store(old, tmp_path / "new")
 
 
+def test_nothing_is_added_to_an_older_format(tmp_path: Path) -> None:
+    old = unpacked(tmp_path, 1)
+    plan = plan_shards([Pair("a", tmp_path, tmp_path)])
+    about = {"dataset": "d", "layout": "l", "split": None, "segmenter": {}, "source": "clean"}
+    before = digests_of(old)
+    with pytest.raises(StoreError, match=r"has store format 1.*`samprior migrate .* NEW`"):
+        run_job(old, plan, plan_header(plan, **about), Segmented(SuperpixelSettings()), workers=0)
+    (old / ".lock").unlink()
+    dataset = Dataset("d", tmp_path, None, (Pair("a", tmp_path, tmp_path),), "l")
+    with pytest.raises(StoreError, match=r"has store format 1.*`samprior migrate .* NEW`"):
+        precompute(dataset, old, Segmented(SuperpixelSettings()), masks="more", workers=0)
+    assert digests_of(old) == before
+
+
 def test_the_command(tmp_path: Path) -> None:
     old, new = unpacked(tmp_path, 1), tmp_path / "new"
     for words in ("2 shards copied now", "nothing to do"):
         run = CliRunner().invoke(cli, ["migrate", str(old), str(new)])
         assert run.exit_code == 0, run.output
-        assert (
-            f"3 images in 2 shards, 0.5 MB, format {FORMAT_VERSION} (was 1); {words}" in run.output
-        )
+        assert f"3 images, 2 shards, 0.5 MB, format {FORMAT_VERSION} (was 1); {words}" in run.output

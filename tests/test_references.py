@@ -179,7 +179,15 @@ def test_verify_looks_for_the_pictures_and_repair_leaves_the_masks(root: Path, d
 def test_nothing_outside_the_dataset_is_read(root: Path, tmp_path: Path, data: Path) -> None:
     write_png(tmp_path / "secret.png", np.zeros((20, 24, 3), np.uint8))
     receipt = read_receipt(root, 0)
-    for name in ("../secret.png", str(tmp_path / "secret.png"), "clean/../../secret.png", ""):
+    away = (
+        "../secret.png",
+        str(tmp_path / "secret.png"),
+        "clean/../../secret.png",
+        "",
+        "a\0b",
+        "\ud800",
+    )
+    for name in away:
         pictures = {**receipt.pictures, "seq/0": ("noisy/seq/0.png", name)}
         write_receipt(root, replace(receipt, pictures=pictures, inputs={}))
         with pytest.raises(StoreError):

@@ -6,15 +6,19 @@ import os
 import pickle
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import zarr
+from hypothesis import given
+from hypothesis import strategies as st
 
 from samprior.storage import MaskSet, MaskStore, Record, writer
 from samprior.storage.errors import StoreError, UsageError
+from samprior.storage.header import digest
 from samprior.storage.manifest import (
     Header,
     Receipt,
@@ -346,6 +350,39 @@ def test_a_header_that_does_not_add_up_is_refused(tmp_path: Path, odd: dict[str,
     write_header(tmp_path, header(5, **odd))
     with pytest.raises(StoreError, match=r"5 images don't fit"):
         MaskStore.open(tmp_path)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+)
+
+
+@given(st.data())
+def test_any_header_is_read_or_refused(data: st.DataObject) -> None:
+    """Also one whose fingerprint fits: anybody can compute it."""
+    record = header(5).to_record()
+    name = data.draw(st.sampled_from([*record, "appended", "images", "pictures_root", "more"]))
+    record[name] = data.draw(JSON)
+    fields = {key: value for key, value in record.items() if key != "pictures_root"}
+    fields.pop("fingerprint")
+    record["fingerprint"] = digest(fields)
+    with suppress(StoreError):
+        assert Header.from_record(record, origin="here").to_record() == record
+
+
+@given(st.data())
+def test_any_receipt_is_read_or_refused(data: st.DataObject) -> None:
+    receipt = Receipt(
+        shard=0, keys=("a",), sizes=((1, 2),), num_masks=(1,), stored_bytes=1, digests={"a": "b"}
+    )
+    record = json.loads(receipt.to_json())
+    name = data.draw(st.sampled_from([*record, "pictures", "more"]))
+    record[name] = data.draw(JSON)
+    del record["sha256"]
+    content = json.dumps({**record, "sha256": digest(record)}).encode()
+    with suppress(StoreError):
+        Receipt.from_json(content, "here")
 
 
 def test_headers_tell_their_difference(tmp_path: Path) -> None:

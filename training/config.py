@@ -39,6 +39,8 @@ class DataConfig(_Section):
 
     train: Path
     """Mask store of the training split."""
+    masks: str = "main"
+    """Mask set of the training store; main is its own. Validation takes its store's own."""
     validation: Path | None = None
     """Mask store that is scored during training; None scores nothing."""
     crop_px: Annotated[int, Field(ge=8, multiple_of=8)] = 256
@@ -179,7 +181,7 @@ class TrainConfig(_Section):
         record = self.model_dump(
             mode="json", include={"seed", "precision", "data", "network", "optimizer"}
         )
-        for unused in ("train", "validation", "loader_threads"):
+        for unused in ("train", "masks", "validation", "loader_threads"):
             del record["data"][unused]
         if stage == "base":
             del record["optimizer"]["extra_lr_share"]

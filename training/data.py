@@ -110,7 +110,7 @@ class Crops:
         if not place.flip and not place.quarter_turns:
             return masks
         atoms = np.ascontiguousarray(turned(masks.atoms, place))
-        return MaskSet._of(atoms, masks.members, masks.columns, atom_areas=masks.atom_areas)
+        return MaskSet.counted(atoms, masks.members, masks.columns, atom_areas=masks.atom_areas)
 
     def _kept(self, index: int) -> npt.NDArray[np.bool_]:
         """Which masks of an image are worth fusing; found once (100 bytes an image)."""

@@ -73,7 +73,7 @@ def train(config: TrainConfig, *, progress: Progress | None = None) -> RunResult
     device = pick_device(config.device)
     if config.precision == "fp16" and device.type != "cuda":
         raise ConfigError(f"precision fp16 needs a GPU, the device is {device}; use bf16 or fp32")
-    store = MaskStore.open(config.data.train)
+    store = MaskStore.open(config.data.train, masks=config.data.masks)
     require_croppable(store, config.data.crop_px)
     validation = _validation_store(config.data.validation)
     network, teacher = build_networks(config)

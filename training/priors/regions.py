@@ -116,7 +116,8 @@ class RegionBatch:
         mask_starts = _starts([len(part["mask_areas"]) for part in parts])
         atoms = np.empty((len(mask_sets), *shapes[0]), np.int32)
         for image, (part, masks) in enumerate(zip(parts, mask_sets, strict=True)):
-            np.add(masks.atoms, atom_starts[image], out=atoms[image], casting="unsafe")
+            atoms[image] = masks.atoms
+            atoms[image] += np.int32(atom_starts[image])
             part["pair_atom"] += atom_starts[image]
             part["pair_mask"] += mask_starts[image]
         num_masks = [len(masks) for masks in mask_sets]
