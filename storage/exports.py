@@ -69,7 +69,7 @@ def below(folder: Path, key: str, suffix: str = "") -> Path:
 def check_side(store: MaskStore, side: Side) -> None:
     """Raise UsageError if the store doesn't have the wanted picture."""
     if side == "degraded" and not store.paired:
-        raise UsageError(f"{store.root} has one picture per image, and no degraded one")
+        raise UsageError(f"{store.url} has one picture per image, and no degraded one")
 
 
 def write_picture(path: Path, record: Record, side: Side) -> None:

@@ -37,11 +37,11 @@ class _Section(BaseModel):
 class DataConfig(_Section):
     """What the network is trained on."""
 
-    train: Path
-    """Mask store of the training split."""
+    train: str
+    """Mask store of the training split: a folder, or a URL of s3:// or gs://."""
     masks: str = "main"
     """Mask set of the training store; main is its own. Validation takes its store's own."""
-    validation: Path | None = None
+    validation: str | None = None
     """Mask store that is scored during training; None scores nothing."""
     crop_px: Annotated[int, Field(ge=8, multiple_of=8)] = 256
     """Side of the square training crops, pixels; a multiple of 8, VGG's stride at relu4_4."""

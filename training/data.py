@@ -135,7 +135,7 @@ def require_croppable(store: MaskStore, crop_px: int) -> None:
     store.require_complete()
     if not store.paired:
         raise ConfigError(
-            f"{store.root} holds images without degraded sides; train on a paired dataset"
+            f"{store.url} holds images without degraded sides; train on a paired dataset"
         )
     for index, key in enumerate(store.keys):
         height, width = store.size(index)

@@ -132,7 +132,7 @@ def _model_file(config: TrainConfig, stage: str) -> Path:
     return config.out / stage / "model.safetensors"
 
 
-def _validation_store(root: Path | None) -> MaskStore | None:
+def _validation_store(root: str | None) -> MaskStore | None:
     if root is None:
         return None
     store = MaskStore.open(root).require_complete()
