@@ -46,7 +46,7 @@ class Shard:
         self.place = place
         self.receipt = receipt
         self.resources = resources
-        self._kept: dict[int, tuple[npt.NDArray[np.uint8], Columns]] = {}
+        self._packed: dict[int, tuple[npt.NDArray[np.uint8], int]] = {}
         self._tiled: dict[str, TiledArray] = {}
         self.tables, arrays = self._guarded(self._open)
         self.sizes = _sizes(self.tables)
@@ -85,12 +85,15 @@ class Shard:
 
     def _members(self, row: int) -> tuple[npt.NDArray[np.uint8], int]:
         """Packed members (A, bytes) of an image, and its K."""
-        offsets = self._offsets
-        packed = self.tables["members"][slice(*offsets["member"][row : row + 2])]
-        num_atoms, num_masks = (
-            int(np.diff(offsets[name][row : row + 2])[0]) for name in ("atom", "mask")
-        )
-        return packed.reshape(num_atoms, -(-num_masks // 8)), num_masks
+        if row not in self._packed:
+            offsets = self._offsets
+            packed = self.tables["members"][slice(*offsets["member"][row : row + 2])]
+            num_atoms, num_masks = (
+                int(np.diff(offsets[name][row : row + 2])[0]) for name in ("atom", "mask")
+            )
+            # A view: nothing but the table is held.
+            self._packed[row] = packed.reshape(num_atoms, -(-num_masks // 8)), num_masks
+        return self._packed[row]
 
     def columns(self, row: int) -> Columns:
         """The columns of an image's mask table."""
@@ -141,7 +144,7 @@ class Shard:
         areas[1:] = cut.areas
         areas[0] = cut.atoms.size - int(cut.areas.sum())
         columns = self.columns(row)
-        if keep is not None or window != (0, 0, *self.sizes[row]):
+        if keep is not None or window != (0, 0, *self.receipt.sizes[row]):
             met = members.any(axis=0)
             members = members[:, met]
             columns = {name: column[met] for name, column in columns.items()}
