@@ -24,10 +24,10 @@ from skimage import data
 from skimage.measure import find_contours
 
 from samprior.pipeline.everything import cells
-from samprior.pipeline.everything.compiled import Thresholds, workspace
 from samprior.pipeline.everything.raster import mask_plane
 from samprior.pipeline.everything.resampling import Resampling
 from samprior.pipeline.everything.scoring import Scores, score_masks
+from samprior.pipeline.everything.workspace import Thresholds, workspace
 
 FIGURE = Path(__file__).with_name("engine.svg")
 

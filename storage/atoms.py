@@ -102,6 +102,7 @@ class CodedAtoms:
         """See `AtomsArray`."""
         from samprior.storage import cuts
 
+        assert keep is None or keep.shape == members.shape[1:], "kernels check no bounds"
         y, x, height, width = window
         words, blocks = self._blocks(row, *window)
         place = (words, blocks, self.tile_px, y, x)

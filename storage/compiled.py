@@ -19,13 +19,24 @@ try:
     import numba
 except ImportError:
     numba = None
+if numba is not None and numba.config.DISABLE_JIT:
+    numba = None
 
 
 def kernel(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """Compile at the first call, keep the machine code on disk, release the GIL."""
-    if numba is None or numba.config.DISABLE_JIT:
+    """Compile at the first call, keep the machine code on disk, release the GIL.
+
+    Where no folder for machine code can be written to, every process compiles for itself.
+    """
+    if numba is None:
         return function
-    compiled = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
+    try:
+        compiled = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
+    except RuntimeError:  # "no locator available"
+        return cast(
+            Callable[Parameters, Result],
+            numba.njit(nogil=True, error_model="numpy")(function),
+        )
     # Machine code holds what it calls, but numba looks for changes in the caller's file only. The
     # stamp it compares is that of the whole folder here; a test changes a callee.
     compiled._cache._cache_file._source_stamp = _sources(Path(function.__code__.co_filename).parent)

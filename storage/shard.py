@@ -66,22 +66,13 @@ class Shard:
         held = sum(sizes.get(name, 0) for name in self.receipt.digests)
         if held != self.receipt.stored_bytes:
             raise ValueError(f"{held} bytes where {self.receipt.stored_bytes} were written")
-        return (
-            read_small_arrays(self.place, self.receipt),
-            read_sharded_arrays(self.place, self.receipt),
-        )
+        tables = read_small_arrays(self.place, self.receipt)
+        _check_tables(tables, self.receipt)
+        return tables, read_sharded_arrays(self.place, self.receipt)
 
     @cached_property
     def _offsets(self) -> dict[str, npt.NDArray[np.int64]]:
-        """Where the rows of each image begin in the flat tables."""
-        if "extent" not in self.tables:  # format 1
-            return {name: self.tables[f"{name}_offset"] for name in ("mask", "atom", "member")}
-        _, _, masks, atoms = self.tables["extent"].T
-        counts = {"mask": masks, "atom": atoms, "member": atoms * -(-masks // 8)}
-        return {
-            name: np.concatenate([[0], np.cumsum(values)]).astype(np.int64)
-            for name, values in counts.items()
-        }
+        return _offsets(self.tables)
 
     def _members(self, row: int) -> tuple[npt.NDArray[np.uint8], int]:
         """Packed members (A, bytes) of an image, and its K."""
@@ -169,6 +160,34 @@ class Shard:
 def unpacked(packed: npt.NDArray[np.uint8], num_masks: int) -> Bools:
     """Boolean members (A, K) from packed bits (A, bytes)."""
     return np.unpackbits(packed, axis=1, count=num_masks).view(np.bool_)
+
+
+def _offsets(tables: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[np.int64]]:
+    """Where the rows of each image begin in the flat tables."""
+    if "extent" not in tables:  # format 1
+        return {name: tables[f"{name}_offset"] for name in ("mask", "atom", "member")}
+    _, _, masks, atoms = tables["extent"].T
+    counts = {"mask": masks, "atom": atoms, "member": atoms * -(-masks // 8)}
+    return {
+        name: np.concatenate([[0], np.cumsum(values)]).astype(np.int64)
+        for name, values in counts.items()
+    }
+
+
+def _check_tables(tables: dict[str, npt.NDArray[Any]], receipt: Receipt) -> None:
+    """Raise ValueError unless the tables fit each other and the receipt."""
+    offsets = _offsets(tables)
+    masks, atoms, members = (np.diff(offsets[name]) for name in ("mask", "atom", "member"))
+    rows = [len(table) for name, table in tables.items() if name.startswith(COLUMN_PREFIX)]
+    if (
+        _sizes(tables).tolist() != [list(size) for size in receipt.sizes]
+        or masks.tolist() != list(receipt.num_masks)
+        or (atoms < 1).any()
+        or members.tolist() != (atoms * -(-masks // 8)).tolist()
+        or len(tables["members"]) != int(members.sum())
+        or any(count != int(masks.sum()) for count in rows)
+    ):
+        raise ValueError("its tables don't fit the receipt, or each other")
 
 
 def _sizes(tables: dict[str, npt.NDArray[Any]]) -> npt.NDArray[np.int64]:

@@ -5,7 +5,6 @@ The store is plain zarr v3 (docs/store-format.md), in a folder or an object stor
 H x W pixels, K masks, A atoms.
 """
 
-import threading
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
@@ -71,7 +70,6 @@ class MaskStore:
         self._references = None if pictures_root is None else ReferencedPictures(pictures_root)
         self._resources = Resources(BoundedCache(cache_bytes))
         self._shards: dict[int, Shard] = {}
-        self._lock = threading.Lock()
 
     @classmethod
     def open(
@@ -322,10 +320,14 @@ class MaskStore:
         """The masks of an image, cut to a window; `keep` (K,) leaves out masks of the image.
 
         Raises:
-            UsageError: the window does not lie inside the image.
+            UsageError: the window does not lie inside the image, or `keep` is of another length.
         """
         receipt, row = self._locate(index)
         check_window(receipt.sizes[row], y, x, height, width)
+        if keep is not None and keep.shape != (receipt.num_masks[row],):
+            raise UsageError(
+                f"keep has shape {keep.shape}; image {index} has {receipt.num_masks[row]} masks"
+            )
         return self._shard(receipt).masks(row, (y, x, height, width), keep)
 
     def outline(self, index: int, y: int, x: int, height: int, width: int) -> int:
@@ -349,11 +351,10 @@ class MaskStore:
         return receipt, row
 
     def _shard(self, receipt: Receipt) -> Shard:
-        with self._lock:
-            held = self._shards.get(receipt.shard)
+        # Without a lock, which a fork could copy while it is held: two threads may open a shard at
+        # once, and one is kept.
+        held = self._shards.get(receipt.shard)
         if held is None:
-            # Opened outside the lock: of an object store it takes a while.
             opened = Shard(self.place.below(shard_name(receipt.shard)), receipt, self._resources)
-            with self._lock:
-                held = self._shards.setdefault(receipt.shard, opened)
+            held = self._shards.setdefault(receipt.shard, opened)
         return held

@@ -56,7 +56,11 @@ class TiledArray:
 
     def read_into(self, out: npt.NDArray[Any], row: int, y: int, x: int) -> None:
         """Read the window at (y, x) that fills `out` (height, width, ...)."""
-        if self.is_picture and out.flags.c_contiguous:
+        rows, columns = (self.tile_px * count for count in self.spans.shape[1:3])
+        if min(y, x) < 0 or y + out.shape[0] > rows or x + out.shape[1] > columns:
+            # Kernels check no bounds; sizes come from a receipt, which may lie.
+            raise ValueError(f"{self.array.name} is smaller than its images are said to be")
+        if self.is_picture and out.dtype == np.uint8 and out.flags.c_contiguous:
             from samprior.storage.memory import copy_window
 
             data = self._whole_map()

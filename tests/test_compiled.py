@@ -94,8 +94,12 @@ ROUND_TRIP = """
 import numpy as np
 from samprior.storage.crossings.chunk import decode_image, encode_image
 from samprior.storage.crossings.decode import decode_tile
+from samprior.storage.memory import copy_window
 atoms = np.arange(12, dtype=np.uint16).reshape(3, 4)
 code = encode_image(atoms, tile_px=256)
+picture, window = np.arange(48, dtype=np.uint8), np.zeros((2, 6), np.uint8)
+copy_window(picture, np.array([[[0, 48]]]), 4, 1, 2, window)
+assert (window == picture.reshape(4, 12)[1:3, 6:]).all()
 assert (decode_image(code, atoms.shape, atoms.dtype, tile_px=256) == atoms).all()
 print(code.hex(), type(decode_tile).__name__)
 """

@@ -1,9 +1,10 @@
-"""The crossings code: lossless for any labels, the same bytes on any machine, safe with any bytes."""
+"""The crossings code: lossless for any labels, equal bytes everywhere, safe with any bytes."""
 
 import hashlib
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -148,7 +149,7 @@ def test_any_tile_can_be_read_alone(rng: np.random.Generator) -> None:
     code = np.frombuffer(encode_image(atoms, tile_px=20), np.uint8)
     places = tile_places(code, 3 * 8)
     assert places[-1] == len(code)
-    for tile, (at, limit) in enumerate(zip(places, places[1:], strict=False)):
+    for tile, (at, limit) in enumerate(pairwise(places)):
         y, x = (20 * part for part in divmod(tile, 8))
         wanted = atoms[y : y + 20, x : x + 20]
         if at == limit:
@@ -258,7 +259,7 @@ def digest_of_codes() -> str:
 
 
 def digest_of_store(root: Path) -> str:
-    """Write a tiny store, read crops and tables of it, and digest all files and all that is read."""
+    """Write a tiny store and read crops and tables; digest of all files and all that is read."""
     records = []
     for key, shape in (("a", (24, 40)), ("b", (17, 31))):
         masks = np.zeros((4, *shape), bool)

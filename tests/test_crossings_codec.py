@@ -18,7 +18,9 @@ from samprior.storage.crossings.codec import NAME, CrossingsCodec
 Stack = npt.NDArray[np.unsignedinteger]
 
 
-def make_array(folder: Path, stack: Stack, *, tile_px: int = 32, **settings: Any) -> zarr.Array:
+def make_array(
+    folder: Path, stack: Stack, *, tile_px: int = 32, **settings: tuple[int, ...] | None
+) -> zarr.Array:
     """(n, H, W) as a store keeps it: one object, a coded image with a checksum for each chunk."""
     array = zarr.create_array(
         folder,

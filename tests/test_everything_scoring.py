@@ -16,9 +16,9 @@ from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 
 from samprior.pipeline.everything import cells, scoring
-from samprior.pipeline.everything.compiled import Thresholds, workspace
 from samprior.pipeline.everything.resampling import Resampling
 from samprior.pipeline.everything.scoring import Scores, score_masks
+from samprior.pipeline.everything.workspace import Thresholds, workspace
 
 # (height, width, side of the model's input)
 SIZES = [

@@ -174,16 +174,32 @@ def test_a_part_of_a_larger_array_is_filled(
     arrays: dict[str, TiledArray], whole: dict[str, npt.NDArray[np.unsignedinteger]]
 ) -> None:
     """As batches are; what lies beside the window stays as it was."""
-    batch = np.full((3, 150, 140, 3), 77, np.uint8)
-    arrays["clean"].read_into(batch[1, 5:-5, 3:-3], 1, 20, 30)
-    assert np.array_equal(batch[1, 5:-5, 3:-3], whole["clean"][1, 20:160, 30:164])
-    batch[1, 5:-5, 3:-3] = 77
-    assert (batch == 77).all()
+    for part in (np.s_[1, 5:-5, 3:-3], np.s_[1]):
+        batch = np.full((3, 150, 140, 3), 77, np.uint8)
+        wanted = batch.copy()
+        height, width = batch[part].shape[:2]
+        wanted[part] = whole["clean"][1, 100 : 100 + height, 200 : 200 + width]
+        arrays["clean"].read_into(batch[part], 1, 100, 200)
+        assert np.array_equal(batch, wanted)
+
+
+def test_an_array_of_another_type_is_filled(
+    arrays: dict[str, TiledArray], whole: dict[str, npt.NDArray[np.unsignedinteger]]
+) -> None:
+    for name in NAMES:
+        out = np.full((140, 150, *whole[name].shape[3:]), -1, np.float32)
+        arrays[name].read_into(out, 1, 100, 200)  # type: ignore[arg-type]
+        assert np.array_equal(out, whole[name][1, 100:240, 200:350])
 
 
 def test_windows_outside_are_an_error(arrays: dict[str, TiledArray]) -> None:
     for name in NAMES:
-        for row, y, x, height, width in ((0, 300, 0, 100, 9), (0, 0, 500, 9, 20), (2, 0, 0, 9, 9)):
+        for row, y, x, height, width in (
+            (0, 300, 0, 100, 9),
+            (0, 0, 500, 9, 20),
+            (2, 0, 0, 9, 9),
+            (0, 0, -1, 9, 9),
+        ):
             with pytest.raises((ValueError, IndexError)):
                 arrays[name].read(row, y, x, height, width)
 
@@ -217,6 +233,13 @@ def test_short_objects_are_refused(folder: Path, name: str) -> None:
         place.files[file] = held
         with pytest.raises(ValueError, match=r"wrong checksum|fewer than|points beyond"):
             sharded(place, folder)
+
+
+def test_raw_tiles_of_another_size_are_refused(folder: Path) -> None:
+    array = sharded(LocalFolder(folder), folder)["clean"]
+    array.spans[1, 2, 3, 0, 1] -= 1
+    with pytest.raises(ValueError, match="tiles of other sizes than 49152 bytes"):
+        TiledArray(array, BoundedCache(9))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -15,8 +15,9 @@ Letters: T x U samples (rows and columns needed), cell (t, u) has first taps t a
 import numpy as np
 import numpy.typing as npt
 
-from samprior.pipeline.everything.compiled import PADDING, Thresholds, Workspace, kernel
 from samprior.pipeline.everything.resampling import TAPS, Axis, Floats, Ints, Tables
+from samprior.pipeline.everything.workspace import PADDING, Thresholds, Workspace
+from samprior.storage.compiled import kernel
 
 Pair = tuple[np.float32, np.float32]
 

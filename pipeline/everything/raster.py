@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from samprior.pipeline.everything.cells import mask_blocks
-from samprior.pipeline.everything.compiled import kernel, workspace
 from samprior.pipeline.everything.resampling import Axis, Ints, Resampling
 from samprior.pipeline.everything.scoring import score_masks
+from samprior.pipeline.everything.workspace import workspace
 from samprior.storage import MaskSet
+from samprior.storage.compiled import kernel
 from samprior.storage.masks import Bools
 
 PixelBox = tuple[int, int, int, int]

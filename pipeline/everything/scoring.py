@@ -18,8 +18,8 @@ from segment_anything.utils.amg import batched_mask_to_box
 from torch import Tensor
 
 from samprior.pipeline.everything.cells import TALLY, X0, Y1, tally_masks
-from samprior.pipeline.everything.compiled import Thresholds, workspace
 from samprior.pipeline.everything.resampling import Resampling
+from samprior.pipeline.everything.workspace import Thresholds, workspace
 
 # Full-size float32 logits that exist at once on other devices.
 _CHUNK_BYTES = 256 * 2**20

@@ -1,22 +1,11 @@
-"""How kernels are compiled, and what they are handed besides tables and logits."""
+"""What the engine's kernels are handed besides tables and logits."""
 
-from collections.abc import Callable
-from typing import NamedTuple, ParamSpec, TypeVar, cast
+from typing import NamedTuple
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
 from samprior.pipeline.everything.resampling import TAPS, Floats, Ints, Resampling
-
-Parameters = ParamSpec("Parameters")
-Result = TypeVar("Result")
-
-
-def kernel(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """Compile for the CPU at the first call, keep the machine code on disk, release the GIL."""
-    compiled = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
-    return cast(Callable[Parameters, Result], compiled)
 
 
 class Thresholds(NamedTuple):
@@ -27,7 +16,6 @@ class Thresholds(NamedTuple):
     high: np.float32
 
 
-# Numba doesn't see a change here: after one, delete the kernels' files (__pycache__/cells.*.nb*).
 PADDING = 64
 """Loops over buffers run to a multiple of this: four vectors of float32, as compilers unroll."""
 
