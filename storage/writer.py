@@ -9,12 +9,14 @@ Letters: n images, M masks of all n, A atoms of one image, K masks of one image.
 """
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import zarr
+from google_crc32c import value as crc32c
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import LocalStore
 
@@ -37,6 +39,9 @@ TILE_PX = 128
 
 ATOMS_TILE_PX = 256
 """Side of what can be decoded alone of the atoms. docs/store-format.md has other sides measured."""
+
+CODING_THREADS = 4
+"""Threads that code the atoms of a shard."""
 
 COLUMN_PREFIX = "column."
 """Arrays with this prefix are the mask table's columns, by name."""
@@ -82,7 +87,7 @@ def write_shard(
         if records:
             if images == "stored":
                 _write_images(group, records, paired=paired)
-            _write_atoms(group, [record.masks.atoms for record in records])
+            _write_atoms(draft, group, [record.masks.atoms for record in records])
             _write_masks(group, [record.masks for record in records])
         digests, stored_bytes = digests_of(draft)
     receipt = Receipt(
@@ -151,24 +156,57 @@ def _write_pictures(group: zarr.Group, name: str, block: npt.NDArray[np.unsigned
     array[...] = block
 
 
-def _write_atoms(group: zarr.Group, images: Sequence[npt.NDArray[np.unsignedinteger]]) -> None:
-    """Write (n, H, W) as one object of coded images."""
-    block = _padded(images)
-    sides = _padded_sides(block.shape)
-    # zarr's default is one inner chunk at a time; the kernels let several threads work.
-    with zarr.config.set({"codec_pipeline.batch_size": len(images)}):
-        array = group.create_array(
-            "atoms",
-            shape=block.shape,
-            dtype=block.dtype,
-            chunks=(1, *sides),
-            shards=(len(block), *sides),
-            serializer=CrossingsCodec(tile_px=ATOMS_TILE_PX),
-            compressors=Crc32cCodec(),
-            fill_value=0,
-            dimension_names=("image", "y", "x"),
-        )
-        array[...] = block
+def _write_atoms(
+    folder: Path, group: zarr.Group, images: Sequence[npt.NDArray[np.unsignedinteger]]
+) -> None:
+    """Write (n, H, W) as one object of coded images, `folder` being the group's.
+
+    zarr makes the array; its object is put together here, of codes that threads make: zarr would
+    copy every image several times and code one after the other. A test compares the bytes.
+    """
+    from samprior.storage.crossings.chunk import encode_image  # numba
+
+    shape = (len(images), *(max(image.shape[axis] for image in images) for axis in (0, 1)))
+    sides, dtype = _padded_sides(shape), np.result_type(*images)
+    group.create_array(
+        "atoms",
+        shape=shape,
+        dtype=dtype,
+        chunks=(1, *sides),
+        shards=(len(images), *sides),
+        serializer=CrossingsCodec(tile_px=ATOMS_TILE_PX),
+        compressors=Crc32cCodec(),
+        fill_value=0,
+        dimension_names=("image", "y", "x"),
+    )
+
+    def code_of(image: npt.NDArray[np.unsignedinteger]) -> bytes:
+        if not image.any():
+            return b""
+        padding = [(0, side - held) for side, held in zip(sides, image.shape, strict=True)]
+        code = encode_image(np.pad(image.astype(dtype, copy=False), padding), tile_px=ATOMS_TILE_PX)
+        return code + _crc32c(code)
+
+    with ThreadPoolExecutor(min(len(images), CODING_THREADS)) as pool:
+        codes = list(pool.map(code_of, images))
+    if any(codes):
+        file = folder / "atoms" / "c" / "0" / "0" / "0"
+        file.parent.mkdir(parents=True)
+        file.write_bytes(_sharded(codes))
+
+
+def _sharded(chunks: Sequence[bytes]) -> bytes:
+    """Inner chunks as an object of zarr's sharding codec: end to end, then the index."""
+    lengths = np.array([len(chunk) for chunk in chunks])
+    index = np.full((len(chunks), 2), 2**64 - 1, "<u8")  # of chunks that are absent
+    is_held = lengths > 0
+    index[is_held, 0] = (np.cumsum(lengths) - lengths)[is_held]
+    index[is_held, 1] = lengths[is_held]
+    return b"".join(chunks) + index.tobytes() + _crc32c(index.tobytes())
+
+
+def _crc32c(content: bytes) -> bytes:
+    return crc32c(content).to_bytes(4, "little")
 
 
 def _padded_sides(shape: tuple[int, ...]) -> tuple[int, int]:

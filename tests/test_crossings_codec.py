@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import pytest
 import zarr
 from zarr.codecs import Crc32cCodec
 
+from samprior.storage import Record
 from samprior.storage.crossings.chunk import encode_image
 from samprior.storage.crossings.codec import NAME, CrossingsCodec
+from samprior.storage.writer import write_shard
 
 Stack = npt.NDArray[np.unsignedinteger]
 
@@ -158,3 +161,35 @@ def test_many_chunks_at_once(tmp_path: Path, stack: Stack) -> None:
     many = np.concatenate([np.roll(stack, shift, axis=2) for shift in range(20)])
     make_array(tmp_path, many, chunks=(1, 45, 45), shards=None)
     assert np.array_equal(zarr.open_array(tmp_path, mode="r")[...], many)
+
+
+def test_the_writer_s_object_is_the_one_zarr_would_write(
+    tmp_path: Path, make_record: Callable[..., Record]
+) -> None:
+    """Images of three sizes, one without masks, more atoms than bytes hold."""
+    shapes = ((300, 270), (40, 520), (16, 16))
+    records = [
+        make_record(str(k), shape=shape, num_masks=12 * (2 - k), seed=k)
+        for k, shape in enumerate(shapes)
+    ]
+    write_shard(tmp_path, 0, records, paired=False)
+    folder = tmp_path / "shards" / "000000" / "atoms"
+    ours = zarr.open_array(folder, mode="r")
+    again = zarr.create_array(
+        tmp_path / "again",
+        shape=ours.shape,
+        dtype=ours.dtype,
+        chunks=ours.chunks,
+        shards=ours.shards,
+        serializer=CrossingsCodec(),
+        compressors=Crc32cCodec(),
+        fill_value=0,
+    )
+    again[...] = ours[...]
+    for record, atoms in zip(records, ours[...], strict=True):
+        height, width = record.masks.shape
+        assert np.array_equal(atoms[:height, :width], record.masks.atoms)
+        assert not atoms[height:].any()
+        assert not atoms[:, width:].any()
+    name = Path("c", "0", "0", "0")
+    assert (folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
