@@ -8,11 +8,11 @@ import click
 
 COMMANDS = {
     "precompute": ("precompute", "Segment a dataset once and keep all masks in a store."),
-    "import-masks": ("import_masks", "Make a store of masks that amg.py or SA-1B hold."),
+    "import-masks": ("import_masks", "Make a store of masks of amg.py, SA-1B or COCO."),
     "verify": ("verify", "Check every byte of a store; --repair drops what is broken."),
     "migrate": ("migrate", "Copy a store of an older format to the present one."),
     "inspect": ("inspect", "Draw a store's masks as one HTML page."),
-    "export": ("export", "Write a store as webdataset shards."),
+    "export": ("export", "Write a store as webdataset tars, COCO, SA-1B or PNG."),
     "train": ("train", "Train a network and distil the masks into it."),
     "evaluate": ("evaluate", "Score a checkpoint on a dataset, before and after."),
     "restore": ("restore", "Restore pictures with a checkpoint."),

@@ -1,5 +1,6 @@
 """Options that several commands share, under one name each."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,7 +13,23 @@ if TYPE_CHECKING:
 
     F = TypeVar("F", bound=Callable[..., Any])
 
-PathOption = click.Path(path_type=Path)
+
+class _LocalPath(click.Path):
+    """A path; URLs, which a path would silently become, are refused."""
+
+    def convert(
+        self,
+        value: "str | os.PathLike[str]",
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> "str | bytes | os.PathLike[str]":
+        """Turn a word of the command line into a path."""
+        if "://" in str(value):
+            self.fail(f"{value} is a URL, and this command works on folders", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PathOption = _LocalPath(path_type=Path)
 
 
 def dataset_options(function: "F") -> "F":

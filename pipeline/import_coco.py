@@ -31,6 +31,7 @@ from samprior.storage import MaskSet
 from samprior.storage.annotations import read_columns
 from samprior.storage.errors import MaskFormatError
 from samprior.storage.manifest import Json
+from samprior.storage.writer import COLUMN_NAME
 
 MAX_FILE_BYTES = 2 * 2**30
 """Larger files are refused; the largest of COCO itself has half a gigabyte."""
@@ -250,6 +251,9 @@ def _columns(info: object) -> Json:
         return COCO_COLUMNS
     if not isinstance(listed, dict):
         raise ValueError("info.columns should be an object")
+    for name in listed:
+        if not COLUMN_NAME.fullmatch(name):
+            raise ValueError(f"info.columns has a column {name!r:.80}, which is no column's name")
     read_columns([], listed)  # refuses what is no type
     return listed
 

@@ -24,6 +24,11 @@ from samprior.storage.places import Place
 ABSENT = -1
 """Offset of an inner chunk that was not written because it is zero everywhere."""
 
+MAX_CHUNKS = 10**8
+"""More inner chunks in an object, or more bytes in a small array, are taken for damage."""
+
+MAX_SMALL_BYTES = 2**31
+
 LARGE = ("clean", "degraded", "atoms")
 """Arrays that are read by window; the others are small and read whole."""
 
@@ -43,6 +48,8 @@ class ShardedArray:
     """Codecs of an inner chunk, as zarr names them."""
     spans: npt.NDArray[np.int64]
     """(T..., 2): offset and bytes of each inner chunk; offset ABSENT for zeros."""
+    identity: tuple[int, ...] | None
+    """Of the object's file, when its index was read."""
 
     @property
     def object_name(self) -> str:
@@ -93,28 +100,65 @@ def read_sharded_arrays(place: Place, receipt: Receipt) -> dict[str, ShardedArra
 
 
 def _small_array(about: dict[str, Any], chunk: bytes | None) -> npt.NDArray[Any]:
-    shape, dtype = tuple(about["shape"]), np.dtype(about["data_type"]).newbyteorder("<")
+    shape, dtype = _whole_numbers(about["shape"], least=0), _number_type(about)
+    if prod(shape) * dtype.itemsize > MAX_SMALL_BYTES:
+        raise ValueError(f"a table of shape {shape} is no small array")
+    values = np.zeros(shape, dtype)
     if chunk is None:  # zero everywhere, or empty
-        return np.zeros(shape, dtype)
+        return values
     if [codec["name"] for codec in about["codecs"]] != ["bytes", "zstd"]:
         raise ValueError(f"unknown codecs {about['codecs']}")
-    return np.frombuffer(Zstd().decode(chunk), dtype).reshape(shape)
+    # Into an array of the right size: a code may claim to hold any number of bytes.
+    Zstd().decode(chunk, out=values)
+    values.flags.writeable = False
+    return values
 
 
 def _sharded_array(
     place: Place, name: str, about: dict[str, Any], receipt: Receipt
 ) -> ShardedArray:
     sharding = about["codecs"][0]["configuration"]
-    chunk = tuple(sharding["chunk_shape"])
-    whole = about["chunk_grid"]["configuration"]["chunk_shape"]
+    shape = _whole_numbers(about["shape"])
+    chunk = _whole_numbers(sharding["chunk_shape"])
+    whole = _whole_numbers(about["chunk_grid"]["configuration"]["chunk_shape"])
     grid = tuple(side // part for side, part in zip(whole, chunk, strict=True))
-    shape = tuple(about["shape"])
+    fits = all(side % part == 0 for side, part in zip(whole, chunk, strict=True))
+    if not fits or any(side > room for side, room in zip(shape, whole, strict=True)):
+        raise ValueError(f"{name} of shape {shape} is not one object of chunks {chunk}")
+    if prod(grid) > MAX_CHUNKS:
+        raise ValueError(f"{name} is said to have {prod(grid)} inner chunks")
     object_name = _object_name(name, len(shape))
-    spans = np.full((*grid, 2), ABSENT, np.int64)
+    spans, identity = np.full((*grid, 2), ABSENT, np.int64), None
     if object_name in receipt.digests:
+        identity = file_identity(place, object_name)
         spans = _read_index(place, object_name, grid)
-    dtype = np.dtype(about["data_type"]).newbyteorder("<")
-    return ShardedArray(place, name, shape, dtype, chunk, tuple(sharding["codecs"]), spans)
+    codecs = tuple(sharding["codecs"])
+    return ShardedArray(place, name, shape, _number_type(about), chunk, codecs, spans, identity)
+
+
+def file_identity(place: Place, name: str) -> tuple[int, ...] | None:
+    """What tells a local file from one that took its place; None for a remote one."""
+    if place.local is None:
+        return None
+    about = (place.local / name).stat()
+    return about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns
+
+
+def _whole_numbers(values: object, *, least: int = 1) -> tuple[int, ...]:
+    """A shape from JSON; raises ValueError for anything else."""
+    if not isinstance(values, list) or any(
+        type(value) is not int or not least <= value < 2**40 for value in values
+    ):
+        raise ValueError(f"{values!r:.80} is no shape")
+    return tuple(values)
+
+
+def _number_type(about: dict[str, Any]) -> np.dtype[Any]:
+    dtype: np.dtype[Any] = np.dtype(about["data_type"])
+    if dtype.kind not in "biuf":
+        raise ValueError(f"{dtype} is no type of numbers")
+    little: np.dtype[Any] = dtype.newbyteorder("<")
+    return little
 
 
 def _read_index(place: Place, object_name: str, grid: tuple[int, ...]) -> npt.NDArray[np.int64]:
@@ -124,11 +168,14 @@ def _read_index(place: Place, object_name: str, grid: tuple[int, ...]) -> npt.ND
     if crc32c(content[:-4]) != int.from_bytes(content[-4:], "little"):
         raise ValueError(f"the index of {object_name} has a wrong checksum")
     index = np.frombuffer(content[:-4], "<u8").reshape(*grid, 2)
+    room = place.size(object_name) - num_bytes
     is_absent = index[..., 0] == 2**64 - 1
+    # Compared one by one: sums of what a damaged index says could wrap.
+    if ((index > max(room, 0)) & ~is_absent[..., None]).any():
+        raise ValueError(f"the index of {object_name} points beyond its chunks")
     spans = np.where(is_absent[..., None], ABSENT, index.view(np.int64))
     ends = spans[~is_absent].sum(axis=-1)
-    room = place.size(object_name) - num_bytes
-    if len(ends) and (int(ends.max()) > room or int(spans[~is_absent].min()) < 0):
+    if len(ends) and int(ends.max()) > room:
         raise ValueError(f"the index of {object_name} points beyond its chunks")
     return spans
 

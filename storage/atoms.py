@@ -90,6 +90,8 @@ class CodedAtoms:
         self.tile_px = CrossingsCodec.from_dict(array.codecs[0]).tile_px
         height, width = array.chunk[1:]
         self.grid = (-(-height // self.tile_px), -(-width // self.tile_px))
+        if len(array.chunk) != 3 or array.chunk[0] != 1 or array.spans.shape[1:] != (1, 1, 2):
+            raise ValueError(f"atoms have chunks {array.chunk}; wanted one for each image")
         self.spans = array.spans.reshape(-1, 2)
 
     def cut(

@@ -29,6 +29,10 @@ Images = Literal["stored", "reference", "parent"]
 belongs to."""
 
 
+MAX_SHARDS = 10**7
+"""More are taken for damage: 320 million images in shards of 32."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Header:
     """What a whole store is made of; equal for every shard."""
@@ -111,7 +115,7 @@ class Header:
         if header.fingerprint != record.get("fingerprint"):
             raise StoreError(f"{origin} was altered: its fingerprint does not fit its content")
         num_shards = count_shards(header.parts, header.images_per_shard)
-        if min(header.parts) < 0 or num_shards != header.num_shards:
+        if min(header.parts) < 0 or num_shards != header.num_shards or num_shards > MAX_SHARDS:
             raise StoreError(
                 f"{origin} holds no samprior header: {header.num_images} images don't fit "
                 f"{header.num_shards} shards"

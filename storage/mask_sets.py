@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from samprior.storage.choices import check_choice
 from samprior.storage.errors import StoreError, UsageError
-from samprior.storage.manifest import Receipt
+from samprior.storage.manifest import Inputs, Receipt
 from samprior.storage.places import Place
 
 MAIN = "main"
@@ -73,11 +73,12 @@ def joined(
         for receipt in pictures.values()
         for key, size in zip(receipt.keys, receipt.sizes, strict=True)
     }
+    files = {key: of_files(receipt, key) for receipt in pictures.values() for key in receipt.keys}
     for receipt in masks.values():
         rows = [row for row, key in enumerate(receipt.keys) if key in sizes]
         for row in rows:
             key = receipt.keys[row]
-            if receipt.sizes[row] != sizes[key]:
+            if receipt.sizes[row] != sizes[key] or of_files(receipt, key) != files[key]:
                 raise StoreError(
                     f"{where} has masks of {key} for another picture; run the same "
                     "`samprior precompute --masks` again"
@@ -94,3 +95,8 @@ def joined(
                 ),
                 rows,
             )
+
+
+def of_files(receipt: Receipt, key: str) -> Inputs:
+    """Bytes of the two pictures that a receipt says an image was made of."""
+    return receipt.inputs.get(key, ())[:2]

@@ -7,6 +7,7 @@ which masks hold each of them. Nothing is lost: every mask comes back bit for bi
 Letters: H x W pixels, K masks, A atoms (atom 0 is "in no mask").
 """
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -244,7 +245,7 @@ class MaskSet:
         Raises:
             UsageError: the window does not lie inside the image.
         """
-        check_window(self.shape, y, x, height, width)
+        y, x, height, width = checked_window(self.shape, y, x, height, width)
         atoms = self.atoms[y : y + height, x : x + width]
         seen = np.zeros(len(self.members), np.bool_)
         seen[atoms] = True
@@ -279,12 +280,20 @@ def atom_intersections(atom_areas: npt.NDArray[np.int64], members: Bools) -> npt
     return (weights.T @ (weights * atom_areas[:, None])).astype(np.int64)
 
 
-def check_window(shape: tuple[int, int], y: int, x: int, height: int, width: int) -> None:
-    """Raise UsageError unless the window is not empty and lies inside an image of `shape`."""
+def checked_window(
+    shape: tuple[int, int], y: int, x: int, height: int, width: int
+) -> tuple[int, int, int, int]:
+    """The window as plain integers, which don't wrap as NumPy's small ones do.
+
+    Raises:
+        UsageError: it is empty, or does not lie inside an image of `shape`.
+    """
+    y, x, height, width = (operator.index(part) for part in (y, x, height, width))
     if min(y, x) < 0 or min(height, width) < 1 or y + height > shape[0] or x + width > shape[1]:
         raise UsageError(
             f"window y={y} x={x} {width}x{height} does not lie inside {shape[1]}x{shape[0]}"
         )
+    return y, x, height, width
 
 
 def _is_compiled(num_px: int) -> bool:

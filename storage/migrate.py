@@ -53,12 +53,16 @@ def migrate_store(old: str | Path, new: Path, *, progress: Progress | None = Non
 
     Raises:
         StoreError: `old` is no store or damaged; `new` holds anything but this copy.
-        UsageError: `new` is `old`, or `old` is a mask set.
+        UsageError: one lies inside the other, `new` is a file, or `old` is a mask set.
         BusyError: another process writes to `new`.
     """
     place = open_place(old)
-    if place.local is not None and place.local.resolve() == new.resolve():
-        raise UsageError(f"{new} is the store itself; give a new folder")
+    if place.local is not None:
+        there, wanted = place.local.resolve(), new.resolve()
+        if there == wanted or there in wanted.parents or wanted in there.parents:
+            raise UsageError(f"{new} and {old} lie inside each other; give a folder elsewhere")
+    if new.exists() and not new.is_dir():
+        raise UsageError(f"{new} is a file; give a new folder")
     header = read_header(place)
     if header.images == "parent":
         raise UsageError(f"{old} is a mask set; migrate the store that it belongs to")

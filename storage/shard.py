@@ -5,7 +5,7 @@ K masks and A atoms of an image.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,6 +23,17 @@ from samprior.storage.tiles import MAX_MAPS, Maps, TiledArray
 from samprior.storage.writer import COLUMN_PREFIX
 
 T = TypeVar("T")
+_DAMAGE = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+)
+"""What reading a file that isn't what it was may end in."""
+
 Columns = dict[str, npt.NDArray[np.generic]]
 
 
@@ -51,7 +62,7 @@ class Shard:
         self.tables, arrays = self._guarded(self._open)
         self.sizes = _sizes(self.tables)
         for name in arrays.keys() - {"atoms"}:
-            self._tiled[name] = TiledArray(arrays[name], resources.maps)
+            self._tiled[name] = self._guarded(partial(TiledArray, arrays[name], resources.maps))
         self.atoms = self._guarded(
             lambda: open_atoms(arrays["atoms"], self.sizes, resources.maps, resources.cache)
         )
@@ -150,7 +161,7 @@ class Shard:
             return read()
         except UnreachableError:
             raise
-        except (KeyError, OSError, ValueError, RuntimeError, IndexError) as error:
+        except _DAMAGE as error:
             raise StoreError(
                 f"{self.place.url} can't be read ({type(error).__name__}: {error}); "
                 "run `samprior verify` on the store"

@@ -36,6 +36,9 @@ from samprior.storage.tars import (
 )
 from samprior.storage.writer import Record
 
+MEND = "remove it and run the command that made it again"
+"""What to do about a damaged tar."""
+
 
 def export_webdataset(
     store: MaskStore,
@@ -155,7 +158,7 @@ def exported_tars(folder: Path) -> list[Path]:
     for entry in read_index(folder):
         tar = folder / entry.name
         if not tar.is_file() or tar.stat().st_size != entry.num_bytes:
-            raise StoreError(f"{tar} is missing or not {entry.num_bytes} bytes; export it again")
+            raise StoreError(f"{tar} is missing or not {entry.num_bytes} bytes; {MEND}")
         tars.append(tar)
     if not tars:
         raise StoreError(f"{folder} holds no image: all were quarantined")
@@ -217,7 +220,7 @@ def _samples(folder: Path, entry: TarEntry) -> Iterator[dict[str, Any]]:
     try:
         # Little beside the decoding, and decoders miss some flipped bits.
         if sha256_of(tar) != entry.sha256:
-            raise StoreError(f"{tar} has another content than was written; export it again")
+            raise StoreError(f"{tar} has another content than was written; {MEND}")
         # Not webdataset's own opener, which leaves each tar open until it is collected.
         with tar.open("rb") as stream:
             for sample in group_by_keys(tar_file_expander([{"url": str(tar), "stream": stream}])):
@@ -226,10 +229,10 @@ def _samples(folder: Path, entry: TarEntry) -> Iterator[dict[str, Any]]:
     except (OSError, ValueError, tarfile.TarError) as error:
         if isinstance(error, StoreError):
             raise
-        raise StoreError(f"{tar} can't be read ({error}); export it again") from error
+        raise StoreError(f"{tar} can't be read ({error}); {MEND}") from error
     if count != entry.num_samples:
         raise StoreError(
-            f"{tar} has {count} samples where the index says {entry.num_samples}; export it again"
+            f"{tar} has {count} samples where the index says {entry.num_samples}; {MEND}"
         )
 
 
@@ -239,7 +242,7 @@ def _record(sample: Mapping[str, Any]) -> Record:
     except UNREADABLE as error:
         raise StoreError(
             f"{sample['__url__']}: {sample['__key__']} can't be read "
-            f"({type(error).__name__}: {error}); export it again"
+            f"({type(error).__name__}: {error}); {MEND}"
         ) from error
 
 

@@ -25,7 +25,7 @@ from samprior.storage.manifest import (
     shard_name,
 )
 from samprior.storage.mask_sets import MAIN, joined, mask_set_place, mask_sets
-from samprior.storage.masks import MaskSet, check_window
+from samprior.storage.masks import MaskSet, checked_window
 from samprior.storage.places import Place, open_place
 from samprior.storage.records import Records, sliced
 from samprior.storage.references import ReferencedPictures, resolved_root
@@ -95,6 +95,8 @@ class MaskStore:
             UsageError: a URL of another kind, or an unknown mask set.
             UnreachableError: an object store didn't answer.
         """
+        if cache_bytes < 0:
+            raise UsageError(f"cache_bytes must be 0 or more, got {cache_bytes}")
         place = open_place(url)
         header = read_header(place)
         if header.images == "parent":
@@ -274,6 +276,7 @@ class MaskStore:
         Raises:
             UsageError: the window does not lie inside the image.
         """
+        y, x, height, width = checked_window(self.size(index), y, x, height, width)
         clean = np.empty((height, width, 3), np.uint8)
         degraded = np.empty_like(clean) if self.paired else clean
         self.read_pictures(index, y, x, degraded, clean)
@@ -295,7 +298,14 @@ class MaskStore:
             UsageError: the window does not lie inside the image.
         """
         receipt, row = self._locate(index)
-        check_window(receipt.sizes[row], y, x, *clean.shape[:2])
+        if clean.shape[2:] != (3,) or any(
+            out.dtype != np.uint8 or out.shape != clean.shape for out in (degraded, clean)
+        ):
+            raise UsageError(
+                f"pictures are read into uint8 (H, W, 3) of one size, got {degraded.dtype} "
+                f"{degraded.shape} and {clean.dtype} {clean.shape}"
+            )
+        y, x, _, _ = checked_window(receipt.sizes[row], y, x, *clean.shape[:2])
         if self.parent is not None:
             place = self.parent.index_of(receipt.keys[row])
             self.parent.read_pictures(place, y, x, degraded, clean)
@@ -323,12 +333,12 @@ class MaskStore:
             UsageError: the window does not lie inside the image, or `keep` is of another length.
         """
         receipt, row = self._locate(index)
-        check_window(receipt.sizes[row], y, x, height, width)
+        window = checked_window(receipt.sizes[row], y, x, height, width)
         if keep is not None and keep.shape != (receipt.num_masks[row],):
             raise UsageError(
                 f"keep has shape {keep.shape}; image {index} has {receipt.num_masks[row]} masks"
             )
-        return self._shard(receipt).masks(row, (y, x, height, width), keep)
+        return self._shard(receipt).masks(row, window, keep)
 
     def outline(self, index: int, y: int, x: int, height: int, width: int) -> int:
         """How often the masks' outlines are crossed along all rows of a window.
@@ -337,8 +347,8 @@ class MaskStore:
             UsageError: the window does not lie inside the image.
         """
         receipt, row = self._locate(index)
-        check_window(receipt.sizes[row], y, x, height, width)
-        return self._shard(receipt).outline(row, (y, x, height, width))
+        window = checked_window(receipt.sizes[row], y, x, height, width)
+        return self._shard(receipt).outline(row, window)
 
     def _locate(self, index: int) -> tuple[Receipt, int]:
         if not -len(self) <= index < len(self):

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from numcodecs.zstd import Zstd
 
-from samprior.storage.arrays import ABSENT, ShardedArray
+from samprior.storage.arrays import ABSENT, ShardedArray, file_identity
 from samprior.storage.cache import BoundedCache
 
 MAX_MAPS = 4096
@@ -30,6 +30,11 @@ class TiledArray:
         self.array = array
         self.maps = maps
         self.tile_px = array.chunk[1]
+        trailing = array.shape[3:]
+        if array.chunk != (1, self.tile_px, self.tile_px, *trailing) or any(
+            count != 1 for count in array.spans.shape[3:-1]
+        ):
+            raise ValueError(f"{array.name} has chunks {array.chunk}, which are no square tiles")
         # The grid has a column of one for each trailing dimension.
         self.spans = array.spans.reshape(*array.spans.shape[:3], 2)
         self.is_raw = array.codec_names == ["bytes"]
@@ -115,6 +120,9 @@ def _map(array: ShardedArray) -> tuple[npt.NDArray[np.uint8], int]:
     assert folder is not None
     if not (array.spans[..., 0] != ABSENT).any():
         return np.zeros(0, np.uint8), 1
+    if file_identity(array.place, array.object_name) != array.identity:
+        # Its tiles may lie elsewhere, and its masks have been read from the one before.
+        raise ValueError(f"{array.object_name} was replaced; open the store again")
     return np.asarray(np.memmap(folder / array.object_name, np.uint8, mode="r")), 1
 
 

@@ -23,7 +23,7 @@ from samprior.storage.manifest import (
     shard_folder,
     shard_name,
 )
-from samprior.storage.mask_sets import mask_sets, set_name
+from samprior.storage.mask_sets import mask_sets, of_files, set_name
 from samprior.storage.places import open_place
 from samprior.storage.references import picture_problems, resolved_root
 from samprior.storage.shard import Resources, Shard
@@ -156,9 +156,9 @@ def _misfits(parent: Path, receipt: Receipt) -> list[str]:
         return [f"shard {receipt.shard} has other images than that of the store"]
     sizes = dict(zip(theirs.keys, theirs.sizes, strict=True))
     return [
-        f"{key} is {width}x{height}, but not in the store"
-        for key, (height, width) in zip(receipt.keys, receipt.sizes, strict=True)
-        if sizes.get(key, (height, width)) != (height, width)
+        f"{key} has masks of another picture than the store's"
+        for key, size in zip(receipt.keys, receipt.sizes, strict=True)
+        if key in sizes and (size != sizes[key] or of_files(receipt, key) != of_files(theirs, key))
     ]
 
 

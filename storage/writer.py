@@ -8,6 +8,7 @@ padding alone are not written.
 Letters: n images, M masks of all n, A atoms of one image, K masks of one image.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -42,6 +43,9 @@ ATOMS_TILE_PX = 256
 
 CODING_THREADS = 4
 """Threads that code the atoms of a shard."""
+
+COLUMN_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}", re.ASCII)
+"""What a column of the mask table may be called; it becomes part of a file's name."""
 
 COLUMN_PREFIX = "column."
 """Arrays with this prefix are the mask table's columns, by name."""
@@ -115,6 +119,17 @@ def _check(records: Sequence[Record]) -> None:
                 f"{record.key}: degraded {record.degraded.shape}, clean {record.clean.shape} and "
                 f"masks {record.masks.shape} must be of one size"
             )
+        for name, column in record.masks.columns.items():
+            if not COLUMN_NAME.fullmatch(name) or column.dtype.kind not in "biuf":
+                raise StoreError(
+                    f"{record.key} has a mask column {name!r} of {column.dtype}; columns are "
+                    "numbers, and named with letters, digits and _"
+                )
+            if column.dtype.itemsize > 8 or not column.dtype.isnative:
+                raise StoreError(
+                    f"{record.key} has a mask column {name!r} of {column.dtype}; wanted numbers "
+                    "of at most 64 bits in this machine's order"
+                )
         if columns[record.key] != columns[records[0].key]:
             raise StoreError(
                 f"{record.key} has mask columns {columns[record.key]}, "
@@ -206,7 +221,7 @@ def _sharded(chunks: Sequence[bytes]) -> bytes:
 
 
 def _crc32c(content: bytes) -> bytes:
-    return crc32c(content).to_bytes(4, "little")
+    return int(crc32c(content)).to_bytes(4, "little")
 
 
 def _padded_sides(shape: tuple[int, ...]) -> tuple[int, int]:

@@ -394,7 +394,7 @@ def test_a_store_that_shrinks_while_it_is_open(tmp_path: Path) -> None:
     other._shard(other._locate(0)[0])  # opens the shard only
     file = tmp_path / "shards" / "000000" / "atoms" / "c" / "0" / "0" / "0"
     file.write_bytes(file.read_bytes()[:20])
-    with pytest.raises(StoreError, match="shorter than it was"):
+    with pytest.raises(StoreError, match="was replaced; open the store again"):
         other[0]
 
 

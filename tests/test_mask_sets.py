@@ -276,7 +276,16 @@ def test_masks_of_other_pictures_are_not_joined(root: Path) -> None:
     found = verify_store(root)
     assert found.broken == {}
     assert list(found.mask_sets["blurred"].broken) == [0]
-    assert "0 is 24x30, but not in the store" in found.mask_sets["blurred"].broken[0]
+    assert "0 has masks of another picture than the store's" in found.mask_sets["blurred"].broken[0]
+
+
+def test_masks_of_a_picture_that_was_replaced_at_equal_size_are_not_joined(root: Path) -> None:
+    receipt = read_receipt(root, 0)
+    changed = {key: (files[0] + 1, *files[1:]) for key, files in receipt.inputs.items()}
+    write_receipt(root, replace(receipt, inputs=changed))
+    with pytest.raises(StoreError, match=r"masks of 0 for another picture.*--masks. again"):
+        MaskStore.open(root, masks="blurred")
+    assert list(verify_store(root).mask_sets["blurred"].broken) == [0]
 
 
 def test_a_mended_picture_is_segmented_anew(root: Path, dataset: Dataset) -> None:

@@ -15,7 +15,7 @@ from zarr.codecs import ZstdCodec
 from zarr.storage import LocalStore
 
 from samprior.storage import MaskSet, MaskStore, Record
-from samprior.storage.arrays import ShardedArray, read_sharded_arrays
+from samprior.storage.arrays import ShardedArray, file_identity, read_sharded_arrays
 from samprior.storage.cache import BoundedCache
 from samprior.storage.manifest import Header, Receipt, digests_of, write_header
 from samprior.storage.places import LocalFolder, Place, check_end, check_ranges, missing
@@ -264,7 +264,7 @@ def test_an_object_cut_short_after_it_was_opened(tmp_path: Path, folder: Path) -
     shorter.write_bytes((folder / array.object_name).read_bytes()[:50_000])
     moved = ShardedArray(
         LocalFolder(tmp_path), "clean", array.shape, array.dtype, array.chunk, array.codecs,
-        array.spans,
+        array.spans, file_identity(LocalFolder(tmp_path), array.object_name),
     )  # fmt: skip
     with pytest.raises(ValueError, match="shorter than it was"):
         TiledArray(moved, BoundedCache(9)).read(1, 0, 0, 300, 390)

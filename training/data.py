@@ -56,6 +56,11 @@ class Crops:
     _keep: dict[int, npt.NDArray[np.bool_]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
+        if self.crop_px < 1 or self.seed < 0:
+            raise ConfigError(
+                f"crops have at least a pixel and a seed of 0 or more, got {self.crop_px} and "
+                f"{self.seed}"
+            )
         require_croppable(self.store, self.crop_px)
         if self.outline_tries < 1:
             raise ConfigError(f"data.outline_tries must be at least 1, got {self.outline_tries}")

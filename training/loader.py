@@ -98,11 +98,12 @@ class CropLoader:
     """Whether buffers are page-locked, for copies to a GPU that don't wait."""
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.threads < 0 or not 0 <= self.rank < self.world_size:
+        counts = (self.first, self.threads, self.num_batches or 0)
+        if self.batch_size < 1 or min(counts) < 0 or not 0 <= self.rank < self.world_size:
             raise ConfigError(
-                "a loader needs a batch of at least 1, 0 or more threads and a rank below the "
-                f"world size, got {self.batch_size}, {self.threads}, {self.rank} of "
-                f"{self.world_size}"
+                "a loader needs a batch of at least 1, first, threads and num_batches of 0 or more "
+                f"and a rank below the world size, got {self.batch_size}, {self.first}, "
+                f"{self.threads}, {self.num_batches}, {self.rank} of {self.world_size}"
             )
 
     def __iter__(self) -> Iterator[RawBatch]:

@@ -22,7 +22,7 @@ NAME = "samprior.crossings"
 
 @dataclass(frozen=True, kw_only=True)
 class CrossingsCodec(ArrayBytesCodec):
-    """Codes chunks (..., H, W) of uint16 or uint32; the byte format is in docs/store-format.md."""
+    """Codes chunks (..., H, W) of uint16 or uint32; the byte format is in docs/crossings.md."""
 
     is_fixed_size = False
 
