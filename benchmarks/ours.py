@@ -6,7 +6,7 @@ Deliberately thin: who changes the store's or the loader's interface adapts thes
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import measure
@@ -66,6 +66,11 @@ def planes_of(store: MaskStore, window: Window) -> Bools:
     return store.masks(window.image, window.y, window.x, window.side, window.side).to_masks()
 
 
+def masks_of(store: MaskStore, window: Window) -> MaskSet:
+    """The masks that meet a window, as atoms and members: what training gets."""
+    return store.masks(window.image, window.y, window.x, window.side, window.side)
+
+
 def sample(store: MaskStore, window: Window) -> Sample:
     """A crop of both pictures, with its masks as planes."""
     record = store.crop(window.image, window.y, window.x, window.side, window.side)
@@ -108,6 +113,12 @@ class WindowCrops(Crops):
         return Place(image, y, x, flip=False, quarter_turns=0)
 
 
+@lru_cache
+def _crops(store: MaskStore, crop_px: int) -> WindowCrops:
+    """Kept from run to run, as training keeps it: which masks are worth reading is found once."""
+    return WindowCrops(store=store, crop_px=crop_px, seed=0, min_mask_px=0, max_mask_iou=1)
+
+
 def batches(
     store: MaskStore,
     windows: Sequence[Window],
@@ -124,7 +135,7 @@ def batches(
     if planes:
         yield from _batches_of_planes(store, windows, batch_size, threads)
         return
-    crops = WindowCrops(store=store, crop_px=windows[0].side, seed=0, min_mask_px=0, max_mask_iou=1)
+    crops = _crops(store, windows[0].side)
     object.__setattr__(crops, "windows", windows)  # it is frozen
     num_whole, rest = divmod(len(windows), batch_size)
     for first, size, count in (

@@ -180,7 +180,12 @@ class Bench:
         def read_open(window: Window) -> Bools:
             return ours.planes_of(self.store, window)
 
+        def read_atoms(window: Window) -> MaskSet:
+            return ours.masks_of(self.store, window)
+
         sides = (
+            ("an open store, as atoms and members (samprior)", read_atoms,
+             "parsed JSON (pycocotools, planes)", read_parsed),
             ("an open store (samprior)", read_open, "parsed JSON (pycocotools)", read_parsed),
             ("an open store (samprior)", read_open, "JSON text (pycocotools)", read_text),
             ("a store opened for each (samprior)", read_opened,
