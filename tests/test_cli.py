@@ -373,3 +373,9 @@ def test_the_demo_runs_every_step(
     code, _, err = samprior("demo", "--out", out_folder, "--seed", 1)
     assert code == 2
     assert "--seed 0" in assert_one_line(err)
+
+
+def test_a_url_where_a_folder_is_wanted_is_told(samprior: Samprior) -> None:
+    code, _, err = samprior("verify", "s3://bucket/store")
+    assert code == 2
+    assert "s3://bucket/store is a URL, and this command works on folders" in err

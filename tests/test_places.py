@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from zarr.storage import ObjectStore
 
-from samprior.storage import clients, manifest, remote
+from samprior.storage import MaskStore, clients, manifest, remote
 from samprior.storage.errors import StoreError, UsageError
 from samprior.storage.manifest import read_header, read_receipt, read_receipts, receipt_file
 from samprior.storage.places import LocalFolder, Place, UnreachableError, open_place
@@ -526,6 +526,23 @@ def test_manifest_is_read_from_afar(
     monkeypatch.setattr(manifest, "RECEIPTS_AT_ONCE", 2)
     assert read_receipts(place) == read_receipts(root)
     assert read_receipt(place, 1) == read_receipt(root, 1)
+
+
+def test_a_store_is_read_from_afar(far_store: tuple[Path, str], s3: Server) -> None:
+    root, url = far_store
+    near, far = MaskStore.open(root), MaskStore.open(url)
+    assert far.keys == near.keys
+    for index, record in enumerate(near):
+        other = far[index]
+        assert np.array_equal(other.clean, record.clean)
+        assert np.array_equal(other.degraded, record.degraded)
+        assert other.masks.equals(record.masks)
+    before = len(s3.requests)
+    crop, wanted = far.crop(0, 3, 5, 20, 30), near.crop(0, 3, 5, 20, 30)
+    assert crop.masks.equals(wanted.masks)
+    assert len(s3.requests) - before == 2, "a piece of each picture; the atoms were kept"
+    with pytest.raises(UsageError, match="is in an object store"):
+        _ = far.root
 
 
 def test_plain_zarr_reads_from_afar(far_store: tuple[Path, str], s3: Server) -> None:
