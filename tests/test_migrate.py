@@ -148,13 +148,16 @@ def test_a_broken_copy_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_only_a_copy_of_this_store_is_gone_on_with(tmp_path: Path, make_store: Make) -> None:
     old = unpacked(tmp_path, 1)
     make_store(tmp_path / "other")
-    for folder, message in (("other", "another store"), (".", "no copy of a store")):
+    (tmp_path / "strange").mkdir()
+    (tmp_path / "strange" / "file").touch()
+    for folder, message in (("other", "another store"), ("strange", "no copy of a store")):
         before = digests_of(tmp_path)
         with pytest.raises(StoreError, match=message):
             migrate_store(old, tmp_path / folder)
         assert digests_of(tmp_path) == before
-    with pytest.raises(UsageError, match="the store itself"):
-        migrate_store(old, old)
+    for inside in (old, old / "masks" / "copy", tmp_path):
+        with pytest.raises(UsageError, match="lie inside each other"):
+            migrate_store(old, inside)
     with pytest.raises(StoreError, match="no samprior store"):
         migrate_store(tmp_path / "nothing", tmp_path / "new")
     assert not (tmp_path / "new").exists()
