@@ -179,6 +179,7 @@ class Bench:
 
     def measure_cold(self) -> None:
         """One crop of each picture from the disk, by readers that open their files for it."""
+        ours.release()
         sides = (self.planes, *self.ready)
         taken: dict[str, list[page_cache.Cold]] = {each.peer.name: [] for each in sides}
         for _ in range(self.runs):

@@ -119,6 +119,11 @@ def _crops(store: MaskStore, crop_px: int) -> WindowCrops:
     return WindowCrops(store=store, crop_px=crop_px, seed=0, min_mask_px=0, max_mask_iou=1)
 
 
+def release() -> None:
+    """Let go of stores, so that their files are no longer mapped."""
+    _crops.cache_clear()
+
+
 def batches(
     store: MaskStore,
     windows: Sequence[Window],

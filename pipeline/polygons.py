@@ -12,7 +12,6 @@ import numpy.typing as npt
 
 from samprior.storage.rle import counts_to_mask
 
-Doubles = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
 _SCALE = 5.0

@@ -1,7 +1,7 @@
 """Read the masks' regions of a shard by window: coded atoms, or tiles of plain ones.
 
 What a window needs is decoded once and kept, while there is room, as segments (`storage.cuts`):
-a tile of 256 x 256 pixels takes some 5 kB. A `Cut` is the same however the atoms are stored.
+a few kB for a tile of 256 x 256 pixels. A `Cut` is the same however the atoms are stored.
 
 H x W pixels, A atoms of the image.
 """
@@ -88,10 +88,10 @@ class CodedAtoms:
         self.maps = maps
         self.cache = cache
         self.tile_px = CrossingsCodec.from_dict(array.codecs[0]).tile_px
-        height, width = array.chunk[1:]
-        self.grid = (-(-height // self.tile_px), -(-width // self.tile_px))
         if len(array.chunk) != 3 or array.chunk[0] != 1 or array.spans.shape[1:] != (1, 1, 2):
             raise ValueError(f"atoms have chunks {array.chunk}; wanted one for each image")
+        height, width = array.chunk[1:]
+        self.grid = (-(-height // self.tile_px), -(-width // self.tile_px))
         self.spans = array.spans.reshape(-1, 2)
 
     def cut(
@@ -172,7 +172,6 @@ class CodedAtoms:
         """The words of a tile; None if it is 0 everywhere."""
         if self.spans[row, 0] == ABSENT:
             return None
-
         found: npt.NDArray[np.unsignedinteger] | None = self.cache.get(
             (self.array.place.url, row, tile), partial(self._decode_tile, row, tile)
         )
@@ -197,7 +196,6 @@ class CodedAtoms:
 
     def _code(self, row: int) -> tuple[npt.NDArray[np.uint8], Words]:
         """The code of an image, its checksum checked, and where its tiles begin."""
-
         held: tuple[npt.NDArray[np.uint8], Words] = self.cache.get(
             (self.array.place.url, row, "code"), partial(self._read_code, row)
         )

@@ -1,7 +1,7 @@
 """Compile kernels for the CPU where numba is installed; elsewhere they run as they are written.
 
 Kernels keep to arithmetic of int64 so that both ways give the same values, compiled or interpreted
-(about a hundred times slower; NUMBA_DISABLE_JIT=1 asks for it). Compiled ones release the GIL.
+(much slower; NUMBA_DISABLE_JIT=1 asks for it). Compiled ones release the GIL.
 Numba costs half a second at its import: import modules of kernels where they are first needed.
 """
 

@@ -50,3 +50,7 @@ class BusyError(SampriorError, BlockingIOError):
 
 class TrainingError(SampriorError, RuntimeError):
     """Training that can't go on, such as a loss that is no longer finite."""
+
+
+class UnreachableError(StoreError, OSError):
+    """An object store that didn't answer, or refused. It says nothing of the data: try again."""

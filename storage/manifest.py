@@ -19,13 +19,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from samprior.storage.errors import StoreError
+from samprior.storage.errors import StoreError, UnreachableError
 from samprior.storage.files import sha256_of, write_bytes
 from samprior.storage.header import Header as Header
 from samprior.storage.header import Json as Json
 from samprior.storage.header import canonical_json as canonical_json
 from samprior.storage.header import digest
-from samprior.storage.places import Place, UnreachableError, joined, open_place
+from samprior.storage.places import Place, joined, open_place
 
 RECEIPTS_AT_ONCE = 1024
 """Receipts held as text while a store is opened; remote ones of a batch are fetched together."""

@@ -25,7 +25,7 @@ from samprior.storage.manifest import (
 )
 from samprior.storage.mask_sets import mask_sets, set_name
 from samprior.storage.places import LocalFolder, Place, open_place
-from samprior.storage.shard import Resources, Shard
+from samprior.storage.shard_reader import Resources, Shard
 from samprior.storage.store import CACHE_BYTES
 from samprior.storage.writer import Record, write_shard
 

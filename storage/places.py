@@ -22,10 +22,6 @@ SCHEMES = ("s3", "gs")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
-class UnreachableError(StoreError, OSError):
-    """An object store that didn't answer, or refused. It says nothing of the data: try again."""
-
-
 @runtime_checkable
 class Place(Protocol):
     """A folder that files are read from. Safe in several threads; can be pickled.

@@ -7,9 +7,8 @@ from contextlib import contextmanager
 from types import ModuleType
 
 from samprior.storage.clients import Bucket, load_obstore
-from samprior.storage.errors import StoreError
+from samprior.storage.errors import StoreError, UnreachableError
 from samprior.storage.places import (
-    UnreachableError,
     check_end,
     check_ranges,
     checked_name,

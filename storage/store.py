@@ -29,12 +29,12 @@ from samprior.storage.masks import MaskSet, checked_window
 from samprior.storage.places import Place, open_place
 from samprior.storage.records import Records, sliced
 from samprior.storage.references import ReferencedPictures, resolved_root
-from samprior.storage.shard import Resources, Shard
+from samprior.storage.shard_reader import Resources, Shard
 from samprior.storage.table import MaskTable, records_of
 from samprior.storage.writer import Record
 
 CACHE_BYTES = 256 * 2**20
-"""Room for what was decoded last; the masks' outlines of some 2,000 photographs."""
+"""Room for what was decoded last."""
 
 
 class MaskStore:

@@ -26,7 +26,7 @@ from samprior.storage.manifest import (
 from samprior.storage.mask_sets import mask_sets, of_files, set_name
 from samprior.storage.places import open_place
 from samprior.storage.references import picture_problems, resolved_root
-from samprior.storage.shard import Resources, Shard
+from samprior.storage.shard_reader import Resources, Shard
 from samprior.storage.store import CACHE_BYTES
 
 Progress = Callable[[int, int], None]

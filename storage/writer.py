@@ -119,21 +119,23 @@ def _check(records: Sequence[Record]) -> None:
                 f"{record.key}: degraded {record.degraded.shape}, clean {record.clean.shape} and "
                 f"masks {record.masks.shape} must be of one size"
             )
-        for name, column in record.masks.columns.items():
-            if not COLUMN_NAME.fullmatch(name) or column.dtype.kind not in "biuf":
-                raise StoreError(
-                    f"{record.key} has a mask column {name!r} of {column.dtype}; columns are "
-                    "numbers, and named with letters, digits and _"
-                )
-            if column.dtype.itemsize > 8 or not column.dtype.isnative:
-                raise StoreError(
-                    f"{record.key} has a mask column {name!r} of {column.dtype}; wanted numbers "
-                    "of at most 64 bits in this machine's order"
-                )
+        _check_columns(record)
         if columns[record.key] != columns[records[0].key]:
             raise StoreError(
                 f"{record.key} has mask columns {columns[record.key]}, "
                 f"{records[0].key} has {columns[records[0].key]}; a shard needs the same"
+            )
+
+
+def _check_columns(record: Record) -> None:
+    """Refuse columns that could be written, but not read again."""
+    for name, column in record.masks.columns.items():
+        dtype = column.dtype
+        is_number = dtype.kind in "biuf" and dtype.itemsize <= 8 and dtype.isnative
+        if not COLUMN_NAME.fullmatch(name) or not is_number:
+            raise StoreError(
+                f"{record.key} has a mask column {name!r} of {dtype}; columns are numbers of at "
+                "most 64 bits in this machine's order, and named with letters, digits and _"
             )
 
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import torch
 import zarr
 from PIL import Image
 
-from samprior.cli import demo, main
+from samprior.cli import demo
 from samprior.storage import MaskSet, MaskStore
 from samprior.storage.images import read_rgb, write_png
 from samprior.storage.shards import read_webdataset
@@ -30,23 +29,6 @@ TINY_RUN = (
     "stages.fusion=2",
     "stages.distill=2",
 )
-
-
-@pytest.fixture
-def samprior(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Samprior:
-    """Run a command; returns its exit code, stdout and stderr."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["samprior", *map(str, arguments)])
-        code = 0
-        try:
-            main.main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 @pytest.fixture

@@ -1,13 +1,11 @@
 """The command line where stores meet other formats: export, import-masks, precompute --format."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from samprior.cli import main
 from samprior.storage import MaskSet, MaskStore, Record
 from samprior.storage.images import write_png
 from samprior.storage.manifest import Header, digests_of, write_header
@@ -15,23 +13,6 @@ from samprior.storage.shards import read_webdataset
 from samprior.storage.writer import write_shard
 
 Samprior = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def samprior(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Samprior:
-    """Run a command; returns its exit code, stdout and stderr."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["samprior", *map(str, arguments)])
-        code = 0
-        try:
-            main.main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 @pytest.fixture

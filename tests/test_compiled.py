@@ -113,5 +113,7 @@ def test_kernels_run_with_compilation_switched_off(tmp_path: Path) -> None:
 
 def test_numba_is_imported_only_when_it_is_needed(tmp_path: Path) -> None:
     """It costs half a second."""
-    code = "import sys, samprior.storage, samprior.storage.shard; print('numba' in sys.modules)"
+    code = (
+        "import sys, samprior.storage, samprior.storage.shard_reader; print('numba' in sys.modules)"
+    )
     assert run(code, tmp_path) == "False"

@@ -86,7 +86,8 @@ def stored(folder: Path, sets: Sequence[MaskSet], coding: dict[str, Any]) -> Ato
         stored_bytes=stored_bytes,
         digests=digests,
     )
-    arrays = read_sharded_arrays(LocalFolder(folder), receipt)
+    place = LocalFolder(folder)
+    arrays = read_sharded_arrays(place, receipt, place.sizes())
     sizes = np.array(receipt.sizes, np.int64)
     return open_atoms(arrays["atoms"], sizes, BoundedCache(99), BoundedCache(2**22))
 

@@ -25,9 +25,9 @@ from hypothesis import strategies as st
 from zarr.storage import ObjectStore
 
 from samprior.storage import MaskStore, clients, manifest, remote
-from samprior.storage.errors import StoreError, UsageError
+from samprior.storage.errors import StoreError, UnreachableError, UsageError
 from samprior.storage.manifest import read_header, read_receipt, read_receipts, receipt_file
-from samprior.storage.places import LocalFolder, Place, UnreachableError, open_place
+from samprior.storage.places import LocalFolder, Place, open_place
 
 CONTENT = bytes(range(256)) * 8192
 """2 MiB; the byte at i is i % 256."""

@@ -120,7 +120,7 @@ def sharded(place: Place, folder: Path) -> dict[str, ShardedArray]:
     receipt = Receipt(
         shard=0, keys=(), sizes=(), num_masks=(), stored_bytes=stored_bytes, digests=digests
     )
-    return read_sharded_arrays(place, receipt)
+    return read_sharded_arrays(place, receipt, place.sizes())
 
 
 @pytest.fixture(scope="module", params=["mapped", "remote"])

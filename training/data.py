@@ -171,6 +171,11 @@ def _pixels(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.void]:
 
 def to_tensor(images: Sequence[npt.NDArray[np.uint8]]) -> Tensor:
     """uint8 (H, W, 3) images of one size as float32 (B, 3, H, W) in [0, 1]."""
-    # In NumPy: torch would start a pool of threads of its own in every reading thread.
-    stack = np.stack(images).transpose(0, 3, 1, 2).astype(np.float32, order="C")
-    return torch.from_numpy(np.divide(stack, np.float32(255), out=stack))
+    return to_floats(torch.from_numpy(np.stack(images)))
+
+
+def to_floats(pictures: Tensor) -> Tensor:
+    """uint8 (..., H, W, 3) as float32 (..., 3, H, W) in [0, 1], contiguous, on the same device."""
+    floats = pictures.movedim(-1, -3).to(torch.float32, memory_format=torch.contiguous_format)
+    # A tensor on the device: of a plain number a GPU takes the reciprocal, which rounds.
+    return floats.div_(torch.full((), 255.0, device=pictures.device))

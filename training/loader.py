@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from samprior.storage.errors import ConfigError
-from samprior.training.data import Batch, Crops
+from samprior.training.data import Batch, Crops, to_floats
 from samprior.training.priors.regions import RegionBatch
 from samprior.training.sampling import share_of_rank
 
@@ -67,11 +67,7 @@ class RawBatch:
         if device.type == "cuda":
             self.buffer.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch
             self.buffer.copied.record()
-        floats = pictures.permute(0, 1, 4, 2, 3).to(
-            torch.float32, memory_format=torch.contiguous_format
-        )
-        # A tensor on the device: of a plain number a GPU takes the reciprocal, which rounds.
-        degraded, clean = floats.div_(torch.full((), 255.0, device=device))
+        degraded, clean = to_floats(pictures)
         return Batch(degraded, clean, regions, self.keys)
 
 

@@ -86,7 +86,7 @@ def _encode_tile(tile: Atoms) -> bytes:
         end = encode_tile(tile, START_MODEL.copy(), out, 0, room)
         if end <= room:
             # At least a byte: none stands for a tile of 0.
-            return out[: max(end, 1)].tobytes() if end else b"\0"
+            return out[:end].tobytes() or b"\0"
         room = end
 
 

@@ -14,10 +14,10 @@ import numpy.typing as npt
 from samprior.storage.arrays import read_sharded_arrays, read_small_arrays
 from samprior.storage.atoms import Cache, Cut, open_atoms
 from samprior.storage.cache import BoundedCache
-from samprior.storage.errors import StoreError
+from samprior.storage.errors import StoreError, UnreachableError
 from samprior.storage.manifest import Receipt
 from samprior.storage.masks import Bools, MaskSet
-from samprior.storage.places import Place, UnreachableError
+from samprior.storage.places import Place
 from samprior.storage.table import MaskTable, boxes_of
 from samprior.storage.tiles import MAX_MAPS, Maps, TiledArray
 from samprior.storage.writer import COLUMN_PREFIX
@@ -79,7 +79,7 @@ class Shard:
             raise ValueError(f"{held} bytes where {self.receipt.stored_bytes} were written")
         tables = read_small_arrays(self.place, self.receipt)
         _check_tables(tables, self.receipt)
-        return tables, read_sharded_arrays(self.place, self.receipt)
+        return tables, read_sharded_arrays(self.place, self.receipt, sizes)
 
     @cached_property
     def _offsets(self) -> dict[str, npt.NDArray[np.int64]]:
