@@ -25,6 +25,9 @@ from samprior.storage.places import Place
 ABSENT = -1
 """Offset of an inner chunk that was not written because it is zero everywhere."""
 
+UNREAD = -2
+"""In place of where a tile is held: it has not been decoded."""
+
 MAX_CHUNKS = 10**8
 """More inner chunks in an object, or more bytes in a small array, are taken for damage."""
 

@@ -3,26 +3,32 @@
 What a window needs is decoded once and kept, while there is room, as segments (`storage.cuts`):
 a few kB for a tile of 256 x 256 pixels. A `Cut` is the same however the atoms are stored.
 
-H x W pixels, A atoms of the image.
+H x W pixels of a window, A atoms and K masks of the image, a atoms and k masks of the window.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from google_crc32c import value as crc32c
 
-from samprior.storage.arrays import ABSENT, ShardedArray
+from samprior.storage.arrays import ABSENT, UNREAD, ShardedArray
 from samprior.storage.cache import BoundedCache
 from samprior.storage.crossings.codec import CrossingsCodec
 from samprior.storage.masks import Atoms
 from samprior.storage.tiles import Maps, TiledArray, read_ranges
 
 Cache = BoundedCache[Any]
-"""Codes and decoded tiles, by shard, image and tile."""
+"""Codes and decoded tiles, by shard and image."""
 
+Bools = npt.NDArray[np.bool_]
+TileWords = npt.NDArray[np.unsignedinteger]
+Window = tuple[int, int, int, int]
+"""y, x, height and width of a part of an image."""
 Words = npt.NDArray[np.int64]
 
 
@@ -32,36 +38,54 @@ class Cut:
 
     atoms: Atoms
     """uint16 (H, W), or uint32 above 65,535 atoms."""
-    order: Words
-    """The image's atom behind each number from 1 on; of several that became one, the first met."""
     areas: Words
-    """Pixels of each of these in the window."""
+    """(a,) pixels of each in the window; the first entry is of those in no mask."""
+    members: Bools
+    """(a, k): which masks hold each atom; the first row is False."""
+    masks: Words
+    """(k,): which masks of the image these are."""
+
+
+@dataclass(frozen=True)
+class Members:
+    """Which masks of an image hold its atoms."""
+
+    packed: npt.NDArray[np.uint8]
+    """(A, bytes): a row of bits for each atom."""
+    num_masks: int
+    """K."""
+
+    @property
+    def num_atoms(self) -> int:
+        """A; the first is "in no mask"."""
+        return len(self.packed)
+
+    def kept(self, keep: Bools | None) -> npt.NDArray[np.uint8]:
+        """Booleans (K,) as bits; None and an image without masks give no bytes."""
+        return np.zeros(0, np.uint8) if keep is None else np.packbits(keep)
 
 
 class AtomsArray(Protocol):
     """The atoms of all images of a shard."""
 
     def cut(
-        self,
-        row: int,
-        window: tuple[int, int, int, int],
-        members: npt.NDArray[np.uint8],
-        keep: npt.NDArray[np.uint8] | None,
+        self, row: int, window: Window, members: Members, keep: Bools | None, *, only_met: bool
     ) -> Cut:
-        """Cut a window (y, x, height, width) out of image `row`.
+        """Cut a window out of image `row`.
 
         Args:
             row: of the image in the shard.
-            window: where.
-            members: (A, bytes) packed bits, the masks of each atom.
-            keep: (bytes,) packed bits of the masks that count; atoms that differ only in others
-                become one. None keeps all.
+            window: y, x, height, width.
+            members: of the image.
+            keep: (K,) the masks that count; atoms that differ only in others become one. None
+                keeps all.
+            only_met: leave out masks that don't meet the window.
 
         Raises:
             OSError, ValueError, RuntimeError: the data are damaged.
         """
 
-    def outline(self, row: int, window: tuple[int, int, int, int]) -> int:
+    def outline(self, row: int, window: Window) -> int:
         """How often neighbours in the rows of a window (y, x, height, width) differ."""
 
     def measure(self, row: int, num_atoms: int) -> tuple[Words, Words]:
@@ -79,10 +103,29 @@ def open_atoms(array: ShardedArray, sizes: Words, maps: Maps, cache: Cache) -> A
     return PlainAtoms(TiledArray(array, maps), sizes)
 
 
+@dataclass(frozen=True)
+class Tiles:
+    """The tiles of an image that have been decoded; grows by being replaced."""
+
+    words: TileWords
+    """Of all tiles, one after another (`storage.cuts`)."""
+    blocks: Words
+    """(rows, columns of tiles): the first word of each; ABSENT for zeros, UNREAD for unknown."""
+
+    @property
+    def nbytes(self) -> int:
+        """What is held."""
+        return self.words.nbytes + self.blocks.nbytes + 200
+
+
 class CodedAtoms:
     """Atoms by the crossings code, one inner chunk an image."""
 
     def __init__(self, array: ShardedArray, sizes: Words, maps: Maps, cache: Cache) -> None:
+        # numba. Imported once: to look modules up takes a tenth of the time of cutting a crop.
+        from samprior.storage import cuts
+
+        self._cut, self._members_of, self._outline = cuts.cut, cuts.members_of, cuts.outline
         self.array = array
         self.sizes = sizes
         self.maps = maps
@@ -90,109 +133,122 @@ class CodedAtoms:
         self.tile_px = CrossingsCodec.from_dict(array.codecs[0]).tile_px
         if len(array.chunk) != 3 or array.chunk[0] != 1 or array.spans.shape[1:] != (1, 1, 2):
             raise ValueError(f"atoms have chunks {array.chunk}; wanted one for each image")
-        height, width = array.chunk[1:]
-        self.grid = (-(-height // self.tile_px), -(-width // self.tile_px))
+        self.height, self.width = map(int, array.chunk[1:])
+        self.grid = (-(-self.height // self.tile_px), -(-self.width // self.tile_px))
         self.spans = array.spans.reshape(-1, 2)
 
     def cut(
-        self,
-        row: int,
-        window: tuple[int, int, int, int],
-        members: npt.NDArray[np.uint8],
-        keep: npt.NDArray[np.uint8] | None,
+        self, row: int, window: Window, members: Members, keep: Bools | None, *, only_met: bool
     ) -> Cut:
         """See `AtomsArray`."""
-        from samprior.storage import cuts
-
-        assert keep is None or keep.shape == members.shape[1:], "kernels check no bounds"
         y, x, height, width = window
-        words, blocks = self._blocks(row, *window)
-        place = (words, blocks, self.tile_px, y, x)
-        group = np.arange(len(members))
-        order, areas = np.empty((2, len(members)), np.int64)
-        number = np.zeros(len(members), np.int64)
-        count = cuts.survey(*place, height, width, number, order, areas)
+        packed, kept = members.packed, members.kept(keep)
+        assert len(kept) in (0, packed.shape[1]), "kernels check no bounds"
+        out = np.empty((height, width), np.uint16 if len(packed) <= 0x10000 else np.uint32)
+        order, areas = np.empty((2, len(packed)), np.int64)
+        count = self._run(
+            row,
+            window,
+            lambda words, blocks: self._cut(
+                words, blocks, self.tile_px, y, x, packed, kept, out, order, areas
+            ),
+        )
         if count < 0:
-            raise ValueError(f"image {row} has atoms beyond its {len(members)}")
-        if keep is not None:
-            found = order[:count], areas[:count]
-            count = cuts.merge_atoms(members, keep, *found, number, group)
-        out = np.empty((height, width), np.uint16 if count <= 0xFFFF else np.uint32)
-        cuts.paint(*place, group, number, out)
-        return Cut(out, order[:count], areas[:count])
+            raise ValueError(f"image {row} has atoms beyond its {len(packed)}")
+        found, masks = self._members_of(
+            packed, kept, order[: count + 1], members.num_masks, only_met
+        )
+        atoms = out if count > 0xFFFF else out.astype(np.uint16, copy=False)
+        return Cut(atoms, areas[: count + 1].copy(), found, masks)
 
-    def outline(self, row: int, window: tuple[int, int, int, int]) -> int:
+    def outline(self, row: int, window: Window) -> int:
         """See `AtomsArray`."""
-        from samprior.storage import cuts
-
-        y, x, height, width = window
-        words, blocks = self._blocks(row, *window)
-        return int(cuts.outline(words, blocks, self.tile_px, y, x, height, width))
+        return self._run(
+            row,
+            window,
+            lambda words, blocks: self._outline(words, blocks, self.tile_px, *window),
+        )
 
     def measure(self, row: int, num_atoms: int) -> tuple[Words, Words]:
         """See `AtomsArray`."""
         from samprior.storage import cuts
 
         areas, boxes = empty_measures(num_atoms)
-        height, width = map(int, self.array.chunk[1:])
-        for tile in range(self.grid[0] * self.grid[1]):
+        tiles = self._read_tiles(row, (0, 0, self.height, self.width))
+        for tile, block in enumerate(tiles.blocks.reshape(-1).tolist()):
             y, x = (part * self.tile_px for part in divmod(tile, self.grid[1]))
-            words = self._tile(row, tile)
-            if words is None:
-                areas[0] += (min(y + self.tile_px, height) - y) * (min(x + self.tile_px, width) - x)
-            elif not cuts.measure(words, y, x, min(self.tile_px, width - x), areas, boxes):
+            height, width = self._tile_shape(tile)
+            if block == ABSENT:
+                areas[0] += height * width
+            elif not cuts.measure(tiles.words[block:], y, x, width, areas, boxes):
                 raise ValueError(f"image {row} has atoms beyond its {num_atoms}")
         # The padding of images smaller than the shard's largest is in no mask.
-        areas[0] -= height * width - int(self.sizes[row].prod())
+        areas[0] -= self.height * self.width - int(self.sizes[row].prod())
         return areas, boxes
 
-    def _blocks(
-        self, row: int, y: int, x: int, height: int, width: int
-    ) -> tuple[npt.NDArray[np.unsignedinteger], Words]:
-        """The words of the tiles that a window touches, and where each begins."""
-        if y + height > self.array.chunk[1] or x + width > self.array.chunk[2]:
+    def _run(self, row: int, window: Window, work: Callable[[TileWords, Words], int]) -> int:
+        """Give a kernel the tiles of an image, once more where it misses some; what it counts."""
+        y, x, height, width = window
+        if y + height > self.height or x + width > self.width:
             # The kernels check no bounds; sizes come from a receipt, which may lie.
             raise ValueError(f"image {row} is larger than its array")
+        tiles = self._held(row)
+        count = work(tiles.words, tiles.blocks)
+        if count == UNREAD:
+            tiles = self._read_tiles(row, window)
+            count = work(tiles.words, tiles.blocks)
+        return count
+
+    def _held(self, row: int) -> Tiles:
+        """The tiles of an image that have been decoded so far."""
+        held: Tiles = self.cache.get((self.array.place.url, row), self._nothing)
+        return held
+
+    def _nothing(self) -> tuple[Tiles, int]:
+        tiles = Tiles(np.zeros(0, np.uint32), np.full(self.grid, UNREAD, np.int64))
+        return tiles, tiles.nbytes
+
+    def _read_tiles(self, row: int, window: Window) -> Tiles:
+        """The same with all that a window (y, x, height, width) touches."""
+        held = self._held(row)
+        y, x, height, width = window
+        blocks, parts, total = held.blocks.copy(), [held.words], len(held.words)
         rows = range(y // self.tile_px, (y + height - 1) // self.tile_px + 1)
         columns = range(x // self.tile_px, (x + width - 1) // self.tile_px + 1)
-        blocks = np.full((len(rows), len(columns)), ABSENT, np.int64)
-        parts, total = [], 0
-        for i, tile_row in enumerate(rows):
-            for j, tile_column in enumerate(columns):
-                words = self._tile(row, tile_row * self.grid[1] + tile_column)
-                if words is not None:
-                    blocks[i, j] = total
-                    parts.append(words)
-                    total += len(words)
-        if len(parts) == 1:
-            return parts[0], blocks
-        return (np.concatenate(parts) if parts else np.zeros(1, np.uint32)), blocks
+        for place in product(rows, columns):
+            if blocks[place] != UNREAD:
+                continue
+            words = self._decode_tile(row, place[0] * self.grid[1] + place[1])
+            blocks[place] = ABSENT if words is None else total
+            if words is not None:
+                parts.append(words)
+                total += len(words)
+        tiles = Tiles(np.concatenate(parts), blocks)
+        # Another thread may have put other tiles there meanwhile; those are decoded again.
+        self.cache.put((self.array.place.url, row), tiles, tiles.nbytes)
+        return tiles
 
-    def _tile(self, row: int, tile: int) -> npt.NDArray[np.unsignedinteger] | None:
-        """The words of a tile; None if it is 0 everywhere."""
-        if self.spans[row, 0] == ABSENT:
-            return None
-        found: npt.NDArray[np.unsignedinteger] | None = self.cache.get(
-            (self.array.place.url, row, tile), partial(self._decode_tile, row, tile)
+    def _tile_shape(self, tile: int) -> tuple[int, int]:
+        tile_row, tile_column = divmod(tile, self.grid[1])
+        return (
+            min(self.tile_px, self.height - tile_row * self.tile_px),
+            min(self.tile_px, self.width - tile_column * self.tile_px),
         )
-        return found
 
-    def _decode_tile(
-        self, row: int, tile: int
-    ) -> tuple[npt.NDArray[np.unsignedinteger] | None, int]:
-        """The words of a tile, and their bytes."""
+    def _decode_tile(self, row: int, tile: int) -> TileWords | None:
+        """The words of a tile; None if it is 0 everywhere."""
         from samprior.storage.crossings.chunk import decode_runs
         from samprior.storage.cuts import pack_tile
 
+        if self.spans[row, 0] == ABSENT:
+            return None
         code, places = self._code(row)
         at, limit = int(places[tile]), int(places[tile + 1])
-        if at == limit:
-            return None, 64
-        tile_row, tile_column = divmod(tile, self.grid[1])
-        height = min(self.tile_px, self.array.chunk[1] - tile_row * self.tile_px)
-        width = min(self.tile_px, self.array.chunk[2] - tile_column * self.tile_px)
-        words = pack_tile(*decode_runs(code, at, limit, height, width))
-        return words, words.nbytes
+        return (
+            None
+            if at == limit
+            else pack_tile(*decode_runs(code, at, limit, *self._tile_shape(tile)))
+        )
 
     def _code(self, row: int) -> tuple[npt.NDArray[np.uint8], Words]:
         """The code of an image, its checksum checked, and where its tiles begin."""
@@ -220,30 +276,32 @@ class PlainAtoms:
         self.sizes = sizes
 
     def cut(
-        self,
-        row: int,
-        window: tuple[int, int, int, int],
-        members: npt.NDArray[np.uint8],
-        keep: npt.NDArray[np.uint8] | None,
+        self, row: int, window: Window, members: Members, keep: Bools | None, *, only_met: bool
     ) -> Cut:
         """See `AtomsArray`."""
-        atoms = self._checked(self.tiled.read(row, *window), len(members))
+        from samprior.storage.cuts import members_of
+
+        packed, bits = members.packed, members.kept(keep)
+        atoms = self._checked(self.tiled.read(row, *window), len(packed))
         seen, first, areas = np.unique(atoms, return_index=True, return_counts=True)
         by_first = np.argsort(first)
         seen, areas = seen[by_first], areas[by_first]
-        kept = members[seen] if keep is None else members[seen] & keep
+        kept = packed[seen] if keep is None else packed[seen] & bits
         _, heads, group = np.unique(kept, axis=0, return_index=True, return_inverse=True)
         group = group.reshape(-1)
         ranked = np.sort(heads[kept[heads].any(axis=1)])
         number = np.zeros(len(heads), np.int64)
         number[group[ranked]] = np.arange(1, len(ranked) + 1)
-        lookup = np.zeros(len(members), np.uint16 if len(ranked) <= 0xFFFF else np.uint32)
+        lookup = np.zeros(len(packed), np.uint16 if len(ranked) <= 0xFFFF else np.uint32)
         lookup[seen] = number[group]
         sums = np.zeros(len(ranked) + 1, np.int64)
         np.add.at(sums, number[group], areas)
-        return Cut(lookup[atoms], seen[ranked].astype(np.int64), sums[1:])
+        order = np.concatenate([[0], seen[ranked]]).astype(np.int64)
+        return Cut(
+            lookup[atoms], sums, *members_of(packed, bits, order, members.num_masks, only_met)
+        )
 
-    def outline(self, row: int, window: tuple[int, int, int, int]) -> int:
+    def outline(self, row: int, window: Window) -> int:
         """See `AtomsArray`."""
         atoms = self.tiled.read(row, *window)
         return int(np.count_nonzero(atoms[:, 1:] != atoms[:, :-1]))

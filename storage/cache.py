@@ -41,12 +41,21 @@ class BoundedCache(Generic[Value]):
         value, num_bytes = make()
         with self._lock:
             if key not in self._held:
-                self._held[key] = value, num_bytes
-                self.num_bytes += num_bytes
-            while self.num_bytes > self.max_bytes:
-                _, (_, freed) = self._held.popitem(last=False)
-                self.num_bytes -= freed
+                self._keep(key, value, num_bytes)
         return value
+
+    def put(self, key: Hashable, value: Value, num_bytes: int) -> None:
+        """Hold a value, in place of the one that was there."""
+        with self._lock:
+            self._keep(key, value, num_bytes)
+
+    def _keep(self, key: Hashable, value: Value, num_bytes: int) -> None:
+        _, freed = self._held.pop(key, (None, 0))
+        self._held[key] = value, num_bytes
+        self.num_bytes += num_bytes - freed
+        while self.num_bytes > self.max_bytes:
+            _, (_, freed) = self._held.popitem(last=False)
+            self.num_bytes -= freed
 
 
 _caches: "weakref.WeakSet[BoundedCache[Any]]" = weakref.WeakSet()

@@ -125,8 +125,10 @@ class MaskSet:
         atom_areas: npt.NDArray[np.int64],
     ) -> Self:
         """Make a set whose atoms have been counted: `atom_areas` (A,) are the pixels of each."""
-        masks = cls(atoms, members, columns)
-        masks.__dict__["atom_areas"] = atom_areas  # where cached_property looks for it
+        # Past the constructor's checks, which take as long as cutting the masks of a crop does, and
+        # what was counted passes; `atom_areas` is put where cached_property looks for it.
+        masks = object.__new__(cls)
+        masks.__dict__.update(atoms=atoms, members=members, columns=columns, atom_areas=atom_areas)
         return masks
 
     @classmethod

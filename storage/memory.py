@@ -1,7 +1,8 @@
-"""Copy windows of raw tiles out of a mapped file: rows by memcpy, without holding the GIL.
+"""Copy and fill memory in kernels as fast as it goes, and windows of raw tiles with that.
 
-NumPy takes a call for every tile, most of it overhead and all of that under the GIL; a loop over
-bytes in a kernel is no memcpy to the compiler, which can't know that the arrays lie apart.
+NumPy takes a call for every tile, most of it overhead and all of that under the GIL. A loop over
+bytes in a kernel is no memcpy to the compiler, which can't know that the arrays lie apart, and a
+short one of fixed length becomes one store an item.
 
 H x W pixels of a window.
 """
@@ -20,8 +21,13 @@ Words = npt.NDArray[np.int64]
 Typed = Any
 """What numba hands to code generators; it has no types of its own."""
 
+Numbers = npt.NDArray[np.unsignedinteger]
+
 CHANNELS = 3
 """Bytes of a pixel."""
+
+RUN = 64
+"""Items that `fill_run` writes."""
 
 
 def _copy_bytes(target: Bytes, at: int, source: Bytes, begin: int, count: int) -> None:
@@ -29,9 +35,15 @@ def _copy_bytes(target: Bytes, at: int, source: Bytes, begin: int, count: int) -
     target[at : at + count] = source[begin : begin + count]
 
 
+def _fill_run(target: Numbers, at: int, value: np.unsignedinteger) -> None:
+    """Write a value RUN times, from place `at` on."""
+    target[at : at + RUN] = value
+
+
 if numba is None:
-    copy_bytes = _copy_bytes
+    copy_bytes, fill_run = _copy_bytes, _fill_run
 else:
+    from llvmlite import ir
     from numba.core import cgutils, types
     from numba.extending import intrinsic
 
@@ -53,6 +65,27 @@ else:
                 for array in (0, 2)
             )
             cgutils.raw_memcpy(builder, into, from_, arguments[4], 1)  # type: ignore[no-untyped-call]  # numba
+            return context.get_dummy_value()
+
+        return signature, generate
+
+    @intrinsic
+    def fill_run(typing_context: Typed, target: Typed, at: Typed, value: Typed) -> Typed:
+        """`_fill_run` as one store of a vector."""
+        signature = types.void(target, types.int64, target.dtype)
+
+        def generate(context: Typed, builder: Typed, signature: Typed, arguments: Typed) -> Typed:
+            array, place, item = arguments
+            data = context.make_array(signature.args[0])(context, builder, array).data
+            vector = ir.VectorType(item.type, RUN)
+            nothing, first = ir.Constant(vector, ir.Undefined), ir.Constant(ir.IntType(32), 0)
+            copies = builder.shuffle_vector(
+                builder.insert_element(nothing, item, first),
+                nothing,
+                ir.Constant(ir.VectorType(ir.IntType(32), RUN), [0] * RUN),
+            )
+            begin = builder.bitcast(builder.gep(data, [place]), vector.as_pointer())
+            builder.store(copies, begin, align=item.type.width // 8)
             return context.get_dummy_value()
 
         return signature, generate

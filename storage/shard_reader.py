@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from samprior.storage.arrays import read_sharded_arrays, read_small_arrays
-from samprior.storage.atoms import Cache, Cut, open_atoms
+from samprior.storage.atoms import Cache, Members, Window, open_atoms
 from samprior.storage.cache import BoundedCache
 from samprior.storage.errors import StoreError, UnreachableError
 from samprior.storage.manifest import Receipt
@@ -57,7 +57,7 @@ class Shard:
         self.place = place
         self.receipt = receipt
         self.resources = resources
-        self._packed: dict[int, tuple[npt.NDArray[np.uint8], int]] = {}
+        self._tables: dict[int, tuple[Members, Columns]] = {}
         self._tiled: dict[str, TiledArray] = {}
         self.tables, arrays = self._guarded(self._open)
         self.sizes = _sizes(self.tables)
@@ -85,74 +85,53 @@ class Shard:
     def _offsets(self) -> dict[str, npt.NDArray[np.int64]]:
         return _offsets(self.tables)
 
-    def _members(self, row: int) -> tuple[npt.NDArray[np.uint8], int]:
-        """Packed members (A, bytes) of an image, and its K."""
-        if row not in self._packed:
-            offsets = self._offsets
-            packed = self.tables["members"][slice(*offsets["member"][row : row + 2])]
-            num_atoms, num_masks = (
-                int(np.diff(offsets[name][row : row + 2])[0]) for name in ("atom", "mask")
+    def _table(self, row: int) -> tuple[Members, Columns]:
+        """Members and columns of an image; views, so that nothing but the tables is held."""
+        held = self._tables.get(row)
+        if held is None:
+            atoms, masks, rows = (
+                slice(*self._offsets[name][row : row + 2].tolist())
+                for name in ("atom", "mask", "member")
             )
-            # A view: nothing but the table is held.
-            self._packed[row] = packed.reshape(num_atoms, -(-num_masks // 8)), num_masks
-        return self._packed[row]
-
-    def columns(self, row: int) -> Columns:
-        """The columns of an image's mask table."""
-        masks = slice(*self._offsets["mask"][row : row + 2])
-        return {
-            name.removeprefix(COLUMN_PREFIX): column[masks]
-            for name, column in self.tables.items()
-            if name.startswith(COLUMN_PREFIX)
-        }
+            num_masks = masks.stop - masks.start
+            packed = self.tables["members"][rows].reshape(
+                atoms.stop - atoms.start, -(-num_masks // 8)
+            )
+            columns = {
+                name.removeprefix(COLUMN_PREFIX): column[masks]
+                for name, column in self.tables.items()
+                if name.startswith(COLUMN_PREFIX)
+            }
+            held = self._tables[row] = Members(packed, num_masks), columns
+        return held
 
     def table(self, row: int) -> MaskTable:
         """The masks of an image without their pixels."""
-        packed, num_masks = self._members(row)
-        members = unpacked(packed, num_masks)
+        held, columns = self._table(row)
+        members = np.unpackbits(held.packed, axis=1, count=held.num_masks).view(np.bool_)
         atom_areas, atom_boxes = self._guarded(lambda: self.atoms.measure(row, len(members)))
         return MaskTable(
             members=members,
             atom_areas=atom_areas,
             areas=atom_areas @ members,
             boxes=boxes_of(atom_boxes, members),
-            columns=self.columns(row),
+            columns=columns,
         )
 
     def read_picture(self, name: str, row: int, y: int, x: int, out: npt.NDArray[np.uint8]) -> None:
         """Read the window at (y, x) that fills `out` (H, W, 3)."""
         self._guarded(lambda: self._tiled[name].read_into(out, row, y, x))
 
-    def cut(
-        self, row: int, window: tuple[int, int, int, int], keep: Bools | None
-    ) -> tuple[Cut, Bools]:
-        """Atoms of a window (y, x, height, width), and the members of all masks (A, K) of these.
-
-        The first row of members is the empty one. `keep` (K,) leaves masks out.
-        """
-        packed, num_masks = self._members(row)
-        bits = None if keep is None else np.packbits(keep)
-        cut = self._guarded(lambda: self.atoms.cut(row, window, packed, bits))
-        rows = np.zeros((len(cut.order) + 1, packed.shape[1]), np.uint8)
-        rows[1:] = packed[cut.order]
-        if bits is not None:
-            rows &= bits
-        return cut, unpacked(rows, num_masks)
-
-    def masks(self, row: int, window: tuple[int, int, int, int], keep: Bools | None) -> MaskSet:
+    def masks(self, row: int, window: Window, keep: Bools | None) -> MaskSet:
         """The masks of a window; without `keep` the whole image has all masks, met or not."""
-        cut, members = self.cut(row, window, keep)
-        areas = np.empty(len(members), np.int64)
-        areas[1:] = cut.areas
-        areas[0] = cut.atoms.size - int(cut.areas.sum())
-        columns = self.columns(row)
-        if keep is not None or window != (0, 0, *self.receipt.sizes[row]):
-            met = members.any(axis=0)
-            members = members[:, met]
-            columns = {name: column[met] for name, column in columns.items()}
-        return MaskSet.counted(cut.atoms, members, columns, atom_areas=areas)
+        members, columns = self._table(row)
+        only_met = keep is not None or window != (0, 0, *self.receipt.sizes[row])
+        cut = self._guarded(lambda: self.atoms.cut(row, window, members, keep, only_met=only_met))
+        if len(cut.masks) < members.num_masks:
+            columns = {name: column[cut.masks] for name, column in columns.items()}
+        return MaskSet.counted(cut.atoms, cut.members, columns, atom_areas=cut.areas)
 
-    def outline(self, row: int, window: tuple[int, int, int, int]) -> int:
+    def outline(self, row: int, window: Window) -> int:
         """Crossings of outlines along the rows of a window (y, x, height, width)."""
         return self._guarded(lambda: self.atoms.outline(row, window))
 
@@ -166,11 +145,6 @@ class Shard:
                 f"{self.place.url} can't be read ({type(error).__name__}: {error}); "
                 "run `samprior verify` on the store"
             ) from error
-
-
-def unpacked(packed: npt.NDArray[np.uint8], num_masks: int) -> Bools:
-    """Boolean members (A, K) from packed bits (A, bytes)."""
-    return np.unpackbits(packed, axis=1, count=num_masks).view(np.bool_)
 
 
 def _offsets(tables: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[np.int64]]:

@@ -15,6 +15,7 @@ from typing import Any, Self, overload
 import numpy as np
 import numpy.typing as npt
 
+from samprior.storage.atoms import Window
 from samprior.storage.cache import BoundedCache
 from samprior.storage.errors import StoreError, UsageError
 from samprior.storage.manifest import (
@@ -263,9 +264,10 @@ class MaskStore:
         Raises:
             UsageError: the window does not lie inside the image.
         """
-        degraded, clean = self.pictures(index, y, x, height, width)
         receipt, row = self._locate(index)
-        masks = self.masks(index, y, x, height, width)
+        window = checked_window(receipt.sizes[row], y, x, height, width)
+        degraded, clean = self._pictures(receipt, row, window)
+        masks = self._shard(receipt).masks(row, window, None)
         return Record(key=receipt.keys[row], degraded=degraded, clean=clean, masks=masks)
 
     def pictures(
@@ -276,10 +278,17 @@ class MaskStore:
         Raises:
             UsageError: the window does not lie inside the image.
         """
-        y, x, height, width = checked_window(self.size(index), y, x, height, width)
+        receipt, row = self._locate(index)
+        window = checked_window(receipt.sizes[row], y, x, height, width)
+        return self._pictures(receipt, row, window)
+
+    def _pictures(
+        self, receipt: Receipt, row: int, window: Window
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+        y, x, height, width = window
         clean = np.empty((height, width, 3), np.uint8)
         degraded = np.empty_like(clean) if self.paired else clean
-        self.read_pictures(index, y, x, degraded, clean)
+        self._read_pictures(receipt, row, y, x, degraded, clean)
         return degraded, clean
 
     def read_pictures(
@@ -306,12 +315,26 @@ class MaskStore:
                 f"{degraded.shape} and {clean.dtype} {clean.shape}"
             )
         y, x, _, _ = checked_window(receipt.sizes[row], y, x, *clean.shape[:2])
+        self._read_pictures(receipt, row, y, x, degraded, clean)
+
+    def _read_pictures(
+        self,
+        receipt: Receipt,
+        row: int,
+        y: int,
+        x: int,
+        degraded: npt.NDArray[np.uint8],
+        clean: npt.NDArray[np.uint8],
+    ) -> None:
         if self.parent is not None:
-            place = self.parent.index_of(receipt.keys[row])
-            self.parent.read_pictures(place, y, x, degraded, clean)
+            parent_receipt, parent_row = self.parent._locate(
+                self.parent.index_of(receipt.keys[row])
+            )
+            self.parent._read_pictures(parent_receipt, parent_row, y, x, degraded, clean)
             return
-        sides = {"clean": clean, "degraded": degraded} if self.paired else {"clean": clean}
-        for side, out in sides.items():
+        for side, out in (("clean", clean), ("degraded", degraded)):
+            if side == "degraded" and not self.paired:
+                continue
             if self._references is not None:
                 self._references.read(side, receipt, row, y, x, out)
             else:

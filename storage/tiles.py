@@ -37,10 +37,15 @@ class TiledArray:
             raise ValueError(f"{array.name} has chunks {array.chunk}, which are no square tiles")
         # The grid has a column of one for each trailing dimension.
         self.spans = array.spans.reshape(*array.spans.shape[:3], 2)
+        self.height, self.width = (self.tile_px * count for count in self.spans.shape[1:3])
         self.is_raw = array.codec_names == ["bytes"]
         # Mapped, and of bytes and channels as `storage.memory` copies them.
         is_mapped = array.place.local is not None and self.is_raw
-        self.is_picture = is_mapped and array.dtype == np.uint8 and array.chunk[3:] == (3,)
+        self._copy_window = None
+        if is_mapped and array.dtype == np.uint8 and array.chunk[3:] == (3,):
+            from samprior.storage.memory import copy_window  # numba
+
+            self._copy_window = copy_window
         held = self.spans[self.spans[..., 0] != ABSENT]
         self.end = int(held.sum(axis=-1).max()) if len(held) else 0
         tile_bytes = prod(array.chunk) * array.dtype.itemsize
@@ -61,15 +66,12 @@ class TiledArray:
 
     def read_into(self, out: npt.NDArray[Any], row: int, y: int, x: int) -> None:
         """Read the window at (y, x) that fills `out` (height, width, ...)."""
-        rows, columns = (self.tile_px * count for count in self.spans.shape[1:3])
-        if min(y, x) < 0 or y + out.shape[0] > rows or x + out.shape[1] > columns:
+        if y < 0 or x < 0 or y + out.shape[0] > self.height or x + out.shape[1] > self.width:
             # Kernels check no bounds; sizes come from a receipt, which may lie.
             raise ValueError(f"{self.array.name} is smaller than its images are said to be")
-        if self.is_picture and out.dtype == np.uint8 and out.flags.c_contiguous:
-            from samprior.storage.memory import copy_window
-
+        if self._copy_window and out.dtype == np.uint8 and out.flags.c_contiguous:
             data = self._whole_map()
-            copy_window(data, self.spans[row], self.tile_px, y, x, out.reshape(len(out), -1))
+            self._copy_window(data, self.spans[row], self.tile_px, y, x, out.reshape(len(out), -1))
         else:
             self._assemble(out, row, y, x)
 

@@ -24,7 +24,7 @@ from zarr.storage import LocalStore
 
 from samprior.storage import MaskSet, MaskStore, Record
 from samprior.storage.arrays import read_sharded_arrays
-from samprior.storage.atoms import AtomsArray, CodedAtoms, PlainAtoms, open_atoms
+from samprior.storage.atoms import AtomsArray, CodedAtoms, Members, PlainAtoms, open_atoms
 from samprior.storage.cache import BoundedCache
 from samprior.storage.crossings.codec import CrossingsCodec
 from samprior.storage.errors import StoreError
@@ -124,20 +124,23 @@ def assert_cut(
     keep: npt.NDArray[np.bool_] | None,
 ) -> None:
     """A cut equals the masks' own crop, of the kept ones."""
-    packed = np.packbits(masks.members, axis=1)
-    cut = array.cut(row, window, packed, None if keep is None else np.packbits(keep))
+    cut = array.cut(row, window, members_of(masks), keep, only_met=True)
     kept = np.ones(len(masks), bool) if keep is None else keep
     wanted = masks.select(kept).crop(*window)
     assert cut.atoms.dtype == wanted.atoms.dtype
     assert np.array_equal(cut.atoms, wanted.atoms)
-    rows = masks.members[cut.order][:, kept]
-    assert np.array_equal(rows[:, rows.any(axis=0)], wanted.members[1:])
-    assert np.array_equal(cut.areas, wanted.atom_areas[1:])
-    # Of atoms that became one, the first met in the window.
+    assert np.array_equal(cut.members, wanted.members)
+    assert np.array_equal(cut.areas, wanted.atom_areas)
     y, x, height, width = window
-    numbers, first = np.unique(cut.atoms, return_index=True)
-    whole = masks.atoms[y : y + height, x : x + width].reshape(-1)
-    assert np.array_equal(whole[first[numbers > 0]], cut.order)
+    planes = masks.to_masks()[:, y : y + height, x : x + width]
+    assert cut.masks.tolist() == np.flatnonzero(planes.any(axis=(1, 2)) & kept).tolist()
+    every = array.cut(row, window, members_of(masks), keep, only_met=False)
+    assert every.masks.tolist() == np.flatnonzero(kept).tolist()
+    assert np.array_equal(every.members[:, np.isin(every.masks, cut.masks)], cut.members)
+
+
+def members_of(masks: MaskSet) -> Members:
+    return Members(np.packbits(masks.members, axis=1), len(masks))
 
 
 @settings(max_examples=120)
@@ -210,10 +213,10 @@ def test_more_atoms_than_16_bits_count(tmp_path: Path, coding: str) -> None:
 def test_atoms_without_a_row_of_members_are_an_error(
     arrays: dict[str, AtomsArray], sets: list[MaskSet], coding: str
 ) -> None:
-    too_few = np.packbits(sets[0].members[:5], axis=1)
-    for keep in (None, np.full(too_few.shape[1], 255, np.uint8)):
+    too_few = Members(np.packbits(sets[0].members[:5], axis=1), len(sets[0]))
+    for keep in (None, np.ones(len(sets[0]), bool)):
         with pytest.raises(ValueError, match="beyond its 5"):
-            arrays[coding].cut(0, (0, 0, 300, 330), too_few, keep)
+            arrays[coding].cut(0, (0, 0, 300, 330), too_few, keep, only_met=True)
     with pytest.raises(ValueError, match="beyond its 5"):
         arrays[coding].measure(0, 5)
 
@@ -222,10 +225,9 @@ def test_atoms_without_a_row_of_members_are_an_error(
 def test_windows_outside_the_array_are_an_error(
     arrays: dict[str, AtomsArray], sets: list[MaskSet], coding: str
 ) -> None:
-    packed = np.packbits(sets[0].members, axis=1)
     for window in ((0, 0, 400, 100), (0, 300, 10, 100), (500, 0, 1, 1), (0, 600, 1, 1)):
         with pytest.raises((ValueError, IndexError)):
-            arrays[coding].cut(0, window, packed, None)
+            arrays[coding].cut(0, window, members_of(sets[0]), None, only_met=True)
 
 
 @pytest.mark.parametrize("tile_px", [0, 1, 70_000, "64", None])
@@ -250,11 +252,12 @@ def test_unknown_codecs_are_an_error(tmp_path: Path, sets: list[MaskSet]) -> Non
 @pytest.fixture
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """`storage.cuts`, each kernel replaced by the function that it was made of."""
-    from samprior.storage import cuts
+    from samprior.storage import cuts, memory
 
     for name, value in list(vars(cuts).items()):
         if hasattr(value, "py_func"):
             monkeypatch.setattr(cuts, name, value.py_func)
+    monkeypatch.setattr(cuts, "fill_run", memory._fill_run)
     return cuts
 
 
