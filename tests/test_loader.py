@@ -13,10 +13,11 @@ from torch.utils.data import DataLoader
 
 from samprior.storage import MaskStore
 from samprior.storage.errors import ConfigError
-from samprior.training.data import Crops, to_tensor, turned
+from samprior.training.data import Crops, to_tensor
 from samprior.training.loader import CropDataset, CropLoader, RawBatch
 from samprior.training.priors import RegionBatch
 from samprior.training.sampling import Draws, Place, image_of, share_of_rank
+from samprior.training.turns import turn_atoms, turn_picture
 
 MakeStore = Callable[..., MaskStore]
 SHAPES = ((40, 56), (56, 40), (33, 70), (90, 100), (32, 32), (64, 48), (50, 50))
@@ -269,7 +270,7 @@ def test_turning_then_pooling_equals_pooling(
     assert len(masks) > 1
     values = rng.integers(0, 256, (48, 48, 3)).astype(np.float64)  # whole: sums are exact
     straight = RegionBatch.collate([masks])
-    turned_masks = replace(masks, atoms=np.ascontiguousarray(turned(masks.atoms, place)))
+    turned_masks = replace(masks, atoms=turn_atoms(masks.atoms, place))
     around = RegionBatch.collate([turned_masks])
 
     def pooled(regions: RegionBatch, image: np.ndarray) -> torch.Tensor:
@@ -282,3 +283,25 @@ def test_turning_then_pooling_equals_pooling(
     pixels = straight.to_pixels(one)[0].permute(1, 2, 0).numpy()
     wanted = around.to_pixels(other)[0].permute(1, 2, 0).numpy()
     assert np.array_equal(turned(pixels, place), wanted)
+
+
+@pytest.mark.parametrize("side", [1, 16, 41])
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("quarter_turns", [0, 1, 2, 3])
+def test_pictures_and_atoms_turn_as_numpy_turns_them(
+    rng: np.random.Generator, side: int, *, flip: bool, quarter_turns: int
+) -> None:
+    place = Place(0, 0, 0, flip, quarter_turns)
+    picture = rng.integers(0, 256, (side, side, 3), np.uint8)
+    out = np.empty_like(picture)
+    turn_picture(picture, place, out)
+    assert np.array_equal(out, turned(picture, place))
+    for dtype in (np.uint16, np.uint32):
+        atoms = rng.integers(0, 999, (side, side)).astype(dtype)
+        around = turn_atoms(atoms, place)
+        assert around.dtype == dtype
+        assert np.array_equal(around, turned(atoms, place))
+
+
+def turned(image: np.ndarray, place: Place) -> np.ndarray:
+    return np.rot90(image[:, ::-1] if place.flip else image, place.quarter_turns)
