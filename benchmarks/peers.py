@@ -10,7 +10,7 @@ from pathlib import Path
 import array_readers
 import numpy as np
 import readers
-from array_readers import TensorStore, ZarrPython, ZarrWithZarrs
+from array_readers import StoreByZarr, TensorStore, ZarrPython, ZarrWithZarrs
 from delivery import Batch, Sample, collated
 from readers import Files, MissingPeerError, Reader
 from torch.utils.data import DataLoader
@@ -80,6 +80,7 @@ PEERS = (
     Peer("webdataset of PNG + JSON", readers.WebDataset, "tar", is_slow=True),
     Peer("litdata of PNG + JSON", readers.LitData, "litdata", is_slow=True),
     Peer("MosaicML streaming of PNG + JSON", readers.Mosaic, "mosaic", is_slow=True),
+    Peer("zarr-python on samprior's store", StoreByZarr, "store"),
     Peer("zarr-python, raw 256 tiles", ZarrPython, "zarr-256"),
     Peer("zarr-python + zarrs, raw 256 tiles", ZarrWithZarrs, "zarr-256"),
     Peer("tensorstore, raw 128 tiles", TensorStore, "zarr-128"),
