@@ -1,4 +1,4 @@
-"""The mask store: needs numpy and zarr only, and knows nothing of SAM or training."""
+"""The mask store: needs numpy and numcodecs only, and knows nothing of SAM or training."""
 
 from samprior.storage.masks import MaskSet
 from samprior.storage.store import MaskStore

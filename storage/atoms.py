@@ -18,7 +18,7 @@ from google_crc32c import value as crc32c
 
 from samprior.storage.arrays import ABSENT, UNREAD, ShardedArray
 from samprior.storage.cache import BoundedCache
-from samprior.storage.crossings.codec import CrossingsCodec
+from samprior.storage.crossings import CODEC_NAME, tile_px_of
 from samprior.storage.masks import Atoms
 from samprior.storage.tiles import Maps, TiledArray, read_ranges
 
@@ -98,7 +98,7 @@ def open_atoms(array: ShardedArray, sizes: Words, maps: Maps, cache: Cache) -> A
     Raises:
         ValueError: the array has codecs that no version of the format has.
     """
-    if array.codec_names == ["samprior.crossings", "crc32c"]:
+    if array.codec_names == [CODEC_NAME, "crc32c"]:
         return CodedAtoms(array, sizes, maps, cache)
     return PlainAtoms(TiledArray(array, maps), sizes)
 
@@ -130,7 +130,7 @@ class CodedAtoms:
         self.sizes = sizes
         self.maps = maps
         self.cache = cache
-        self.tile_px = CrossingsCodec.from_dict(array.codecs[0]).tile_px
+        self.tile_px = tile_px_of(array.codecs[0])
         if len(array.chunk) != 3 or array.chunk[0] != 1 or array.spans.shape[1:] != (1, 1, 2):
             raise ValueError(f"atoms have chunks {array.chunk}; wanted one for each image")
         self.height, self.width = map(int, array.chunk[1:])

@@ -182,6 +182,17 @@ GOLDEN = "299ae8b5c700a819b7820f76244754fc57d8405f5f6a491e56df370a5824b9e1d73fcb
 then the code that reads the old ones stays. The same holds of the digests below."""
 
 
+@pytest.mark.parametrize("sides", [(20, 30), (21, 31), (32, 32), (40, 61), (70, 90)])
+def test_images_are_padded_with_0(rng: np.random.Generator, sides: tuple[int, int]) -> None:
+    """Without a copy of the image; also by whole tiles, of several images, and in one tile."""
+    stack = rng.integers(1, 5, (2, 20, 30)).astype(np.uint16)
+    padded = np.pad(stack, [(0, 0), (0, sides[0] - 20), (0, sides[1] - 30)])
+    for tile_px in (16, 256):
+        assert encode_image(stack, tile_px=tile_px, sides=sides) == encode_image(
+            padded, tile_px=tile_px
+        )
+
+
 def test_golden_bytes() -> None:
     assert encode_image(a_dog(), tile_px=256).hex() == GOLDEN
     found = decode_image(bytes.fromhex(GOLDEN), (24, 40), np.dtype(np.uint16), tile_px=256)

@@ -14,8 +14,9 @@ import zarr
 from zarr.codecs import Crc32cCodec
 
 from samprior.storage import Record
+from samprior.storage.crossings import CODEC_NAME as NAME
 from samprior.storage.crossings.chunk import encode_image
-from samprior.storage.crossings.codec import NAME, CrossingsCodec
+from samprior.storage.crossings.codec import CrossingsCodec
 from samprior.storage.writer import write_shard
 
 Stack = npt.NDArray[np.unsignedinteger]

@@ -35,7 +35,10 @@ def test_bare_folder_names_can_not_be_imported_by_users(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("statement", "heavy"),
     [
-        ("import samprior.storage", {"torch", "ray", "PIL", "pydantic", "skimage", "webdataset"}),
+        (
+            "import samprior.storage",
+            {"torch", "ray", "zarr", "PIL", "pydantic", "skimage", "webdataset", "numba"},
+        ),
         ("import samprior.pipeline", {"torch", "ray", "skimage", "segment_anything"}),
         ("import samprior.cli.main", {"torch", "ray", "numpy", "zarr", "PIL", "pydantic", "rich"}),
     ],

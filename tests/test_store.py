@@ -28,6 +28,7 @@ from samprior.storage.manifest import (
     receipt_file,
     shard_folder,
     write_header,
+    write_receipt,
 )
 from samprior.storage.writer import write_shard
 
@@ -439,7 +440,7 @@ def remains(root: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(("fail", "error"), [(_no_space, OSError), (_killed, KeyboardInterrupt)])
-@pytest.mark.parametrize("step", ["_write_images", "_write_masks", "digests_of"])
+@pytest.mark.parametrize("step", ["_write_images", "_write_atoms", "_write_masks"])
 def test_a_broken_write_leaves_nothing(
     tmp_path: Path,
     make_record: Make,
@@ -491,11 +492,11 @@ def test_a_shard_being_replaced_does_not_count(
     write_store(tmp_path, [old])
     seen = []
 
-    def watch(folder: Path) -> tuple[dict[str, str], int]:
-        seen.append(receipt_file(tmp_path, 0).exists())
-        return digests_of(folder)
+    def watch(root: Path, receipt: Receipt) -> None:
+        seen.append(receipt_file(root, 0).exists())
+        write_receipt(root, receipt)
 
-    monkeypatch.setattr(writer, "digests_of", watch)
+    monkeypatch.setattr(writer, "write_receipt", watch)
     write_shard(tmp_path, 0, [new], paired=True)
     assert seen == [False]
     assert same(MaskStore.open(tmp_path)[0], new)

@@ -65,16 +65,18 @@ def _fill(
         cost[old] = old * COST_OF_GOING
     for new in range(1, num_new + 1):
         row = new * width
-        cost[row] = new * COST_OF_COMING
+        here, place = label[first + new - 1], start[first + new - 1]
+        # Held in variables: what was just written takes time to be read again.
+        before, left = cost[row - width], new * COST_OF_COMING
+        cost[row] = left
         for old in range(1, width):
-            least = min(
-                cost[row - width + old] + COST_OF_COMING, cost[row + old - 1] + COST_OF_GOING
-            )
-            here, there = first + new - 1, first + old - 1
-            if old_label[there] == label[here]:
-                price = _price(old_start[there] - start[here])
-                least = min(least, cost[row - width + old - 1] + price)
+            above = cost[row - width + old]
+            least = min(above + COST_OF_COMING, left + COST_OF_GOING)
+            there = first + old - 1
+            if old_label[there] == here:
+                least = min(least, before + _price(old_start[there] - place))
             cost[row + old] = least
+            before, left = above, least
 
 
 @kernel

@@ -22,10 +22,24 @@ Runs = tuple[Words, Words, Words]
 """Segments of a tile: starts (S,), labels (S,), and the first segment of each row (H + 1,)."""
 
 
-def encode_image(atoms: Atoms, *, tile_px: int) -> bytes:
-    """The code of atoms (H, W), or of a stack (..., H, W)."""
-    # Contiguous, whatever the image: of each layout a kernel would be compiled anew.
-    codes = [_encode_tile(np.ascontiguousarray(tile)) for tile in _tiles(atoms, tile_px)]
+def encode_image(atoms: Atoms, *, tile_px: int, sides: tuple[int, int] | None = None) -> bytes:
+    """The code of atoms (H, W), or of a stack (..., H, W).
+
+    Args:
+        atoms: unsigned integers; the code is the same for all their types.
+        tile_px: side of the tiles that can be read alone.
+        sides: height and width that each image has in the code, at least H and W; below and to the
+            right there is 0. Default: H and W.
+    """
+    height, width = sides or atoms.shape[-2:]
+    room = min(tile_px, height) * min(tile_px, width)
+    scratch = np.empty(room, atoms.dtype)
+    places = [(y, x) for y in range(0, height, tile_px) for x in range(0, width, tile_px)]
+    codes = [
+        _encode_part(image, y, x, min(tile_px, height - y), min(tile_px, width - x), scratch)
+        for image in atoms.reshape(-1, *atoms.shape[-2:])
+        for y, x in places
+    ]
     return b"".join(_leb128(len(code)) for code in codes) + b"".join(codes)
 
 
@@ -77,9 +91,22 @@ def decode_runs(code: Bytes, at: int, limit: int, height: int, width: int) -> Ru
     return starts[:count], labels[:count], rows
 
 
-def _encode_tile(tile: Atoms) -> bytes:
-    if not tile.any():
+def _encode_part(image: Atoms, y: int, x: int, height: int, width: int, scratch: Atoms) -> bytes:
+    """The code of the tile at (y, x), which may reach beyond the image."""
+    held = image[y : y + height, x : x + width]
+    if not held.any():
         return b""
+    # Contiguous, whatever the image: of each layout a kernel would be compiled anew. And always in
+    # the same memory: to fetch new pages takes longer than the copy.
+    tile = scratch[: height * width].reshape(height, width)
+    if held.shape != tile.shape:
+        tile[:] = 0
+    tile[: held.shape[0], : held.shape[1]] = held
+    return _encode_tile(tile)
+
+
+def _encode_tile(tile: Atoms) -> bytes:
+    """The code of a tile that isn't 0 everywhere."""
     room = 4096
     while True:
         out = np.empty(room, np.uint8)

@@ -1,9 +1,7 @@
 """`samprior.crossings` as a zarr v3 codec: from an array of atoms to bytes.
 
 zarr finds it by the entry point of the installed package, so `zarr.open` reads a store's atoms like
-any other array. In an array's metadata:
-
-    {"name": "samprior.crossings", "configuration": {"tile_px": 256}}
+any other array. Name and configuration are those of `samprior.storage.crossings`.
 """
 
 import asyncio
@@ -17,7 +15,13 @@ from zarr.core.buffer import Buffer, NDBuffer
 from zarr.core.common import JSON
 from zarr.registry import register_codec
 
-NAME = "samprior.crossings"
+from samprior.storage.crossings import (
+    CODEC_NAME,
+    DEFAULT_TILE_PX,
+    checked_tile_px,
+    codec_metadata,
+    tile_px_of,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,28 +30,20 @@ class CrossingsCodec(ArrayBytesCodec):
 
     is_fixed_size = False
 
-    tile_px: int = 256
+    tile_px: int = DEFAULT_TILE_PX
     """Side of the tiles that can be read alone, pixels."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.tile_px, int) or not 8 <= self.tile_px <= 4096:
-            raise ValueError(f"{NAME}: tile_px must be 8 to 4096, got {self.tile_px!r}")
+        checked_tile_px(self.tile_px)
 
     @classmethod
     def from_dict(cls, data: dict[str, JSON]) -> Self:
         """Read what `to_dict` gave."""
-        configuration = data.get("configuration") or {}
-        if (
-            data.get("name") != NAME
-            or not isinstance(configuration, dict)
-            or configuration.keys() - {"tile_px"}
-        ):
-            raise ValueError(f"wanted {NAME} with a configuration of tile_px, got {data!r}")
-        return cls(**configuration)
+        return cls(tile_px=tile_px_of(data))
 
     def to_dict(self) -> dict[str, JSON]:
         """Name and configuration, for the array's metadata."""
-        return {"name": NAME, "configuration": {"tile_px": self.tile_px}}
+        return codec_metadata(self.tile_px)
 
     def compute_encoded_size(self, input_byte_length: int, chunk_spec: ArraySpec) -> int:
         """Not known ahead."""
@@ -74,10 +70,10 @@ def _dtype(chunk_spec: ArraySpec) -> "np.dtype[np.unsignedinteger]":
     dtype: np.dtype[Any] = chunk_spec.dtype.to_native_dtype().newbyteorder("=")
     if dtype not in (np.dtype(np.uint16), np.dtype(np.uint32)) or len(chunk_spec.shape) < 2:
         raise ValueError(
-            f"{NAME} codes uint16 or uint32 of at least two dimensions, got {dtype} "
+            f"{CODEC_NAME} codes uint16 or uint32 of at least two dimensions, got {dtype} "
             f"{chunk_spec.shape}"
         )
     return dtype
 
 
-register_codec(NAME, CrossingsCodec)
+register_codec(CODEC_NAME, CrossingsCodec)

@@ -81,10 +81,10 @@ def _history(still: int, before: int, step: int, turn: int, turn_before: int, ag
 @kernel
 def moved(history: int, delta: int) -> int:
     """The history after a row in which the boundary moved by `delta` pixels."""
-    still, before, step = history & 63, (history >> 6) & 63, (history >> 12) & LARGEST_STEP
-    turn, turn_before, age = (history >> 28) & 3, (history >> 30) & 3, history >> 32
+    still, turn, age = history & 63, (history >> 28) & 3, history >> 32
     if delta == 0:
-        return _history(still + 1, before, step, turn, turn_before, age + 1)
+        # Its fields for rows count on; the others stay.
+        return history + (1 if still < LONG else 0) + ((1 if age < OLDEST else 0) << 32)
     before = UNKNOWN if turn == NOWHERE else still
     return _history(0, before, abs(delta), direction_of(delta), turn, age + 1)
 

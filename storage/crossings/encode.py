@@ -54,8 +54,10 @@ KEPT, GONE, COME = 0, 1, 2
 """What happens next in a row."""
 
 CHOICES_PER_SEGMENT = 256
-"""Room for all choices about one segment: an event, a label and a place. There is room for two
-rows, so that choices are coded when one row's room is full."""
+"""Room for all choices about one segment: an event, a label and a place."""
+
+CHOICES_ROOM = 2048
+"""Choices are coded when this is nearly full; a larger room would leave the first cache."""
 
 
 @kernel
@@ -78,25 +80,29 @@ def encode_tile(atoms: Atoms, model: Words, out: Bytes, at: int, limit: int) -> 
     old_label, old_history = old_start.copy(), old_start.copy()
     start, label, history = old_start.copy(), old_start.copy(), old_start.copy()
     kept = np.zeros(width + 1, np.int64)
-    cost = np.zeros(COST_WORDS, np.int64)
-    choices = np.empty(2 * (width + 1) * CHOICES_PER_SEGMENT, np.int64)
+    cost = np.empty(COST_WORDS, np.int64)
+    choices = np.empty(CHOICES_ROOM, np.int64)
     num_old, count = 0, 0
     # One piece: functions for each row would have to be handed all these arrays.
     for y in range(height):
-        num_new, last, is_same = 0, np.int64(NOBODY), True
-        for x in range(width):
-            value = np.int64(atoms[y, x])
-            if value != last:
-                start[num_new] = x
-                label[num_new] = value
-                kept[num_new] = num_new
-                is_same = is_same and num_new < num_old and old_label[num_new] == value
-                num_new += 1
-                last = value
-        if not is_same or num_new != num_old:
+        start[0] = 0
+        num_new = 1
+        for x in range(1, width):
+            start[num_new] = x
+            num_new += 1 if atoms[y, x] != atoms[y, x - 1] else 0
+        is_same = num_new == num_old
+        for segment in range(num_new):
+            value = np.int64(atoms[y, start[segment]])
+            label[segment] = value
+            kept[segment] = segment
+            is_same = is_same and old_label[segment] == value
+        if not is_same:
             align(old_start, old_label, num_old, start, label, num_new, kept, cost)
         new, old, is_recent, neighbour, is_top = 0, 0, 0, NOWHERE, 1 if y == 0 else 0
         while new < num_new or old < num_old:
+            if count > CHOICES_ROOM - CHOICES_PER_SEGMENT:
+                encode(state, out, model, choices, count)
+                count = 0
             event, delta = KEPT, 0
             if new == num_new or kept[new] > old:
                 event = GONE
@@ -104,6 +110,18 @@ def encode_tile(atoms: Atoms, model: Words, out: Bytes, at: int, limit: int) -> 
                 event = COME
             else:
                 delta = start[new] - old_start[old]
+                if delta == 0 and new > 0:
+                    # The usual case, without a call that is handed arrays.
+                    past = old_history[old]
+                    flags = 2 * is_recent + (1 if old_label[old] == label[new - 1] else 0)
+                    choices[count] = 2 * (MOVES + flags * MOVES_KINDS + moves_context(past))
+                    count += 1
+                    history[new] = moved(past, 0)
+                    neighbour = NOWHERE
+                    is_recent = 0
+                    old += 1
+                    new += 1
+                    continue
             if old < num_old:
                 past = old_history[old]
                 is_equal = 1 if new > 0 and old_label[old] == label[new - 1] else 0
@@ -141,9 +159,6 @@ def encode_tile(atoms: Atoms, model: Words, out: Bytes, at: int, limit: int) -> 
                 is_recent = 1
             new += 1
         count = choose(choices, count, MORE + is_recent, 0)
-        if count > len(choices) // 2:
-            encode(state, out, model, choices, count)
-            count = 0
         num_old = num_new
         old_start, start = start, old_start
         old_label, label = label, old_label
