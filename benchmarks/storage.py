@@ -37,12 +37,15 @@ Item = TypeVar("Item")
 
 PARTS = ("forms", "sides", "encode", "crops", "pictures")
 
+FEW = 8
+"""Pictures of the tables, which compare many forms; the rows take all, one shard of the job's."""
+
 
 @click.command()
-@pictures.options(count=8)
+@pictures.options(count=32)
 @click.option("--runs", default=3, show_default=True, help="Runs of each piece of work.")
 @click.option("--crop-px", default=256, show_default=True)
-@click.option("--crops-per-picture", default=4, show_default=True)
+@click.option("--crops-per-picture", default=8, show_default=True)
 @click.option("--only", multiple=True, type=click.Choice(PARTS), default=PARTS)
 @click.option("--name", default="storage", show_default=True, help="Of the results' file.")
 @click.option("--quick", is_flag=True, help="Two small pictures, one run: does it work?")
@@ -80,11 +83,13 @@ def main(
             rows += bench.encoding(runs=runs)
         if "crops" in only:
             rows += bench.cropping(windows, runs=runs)
+        few = Bench(records[:FEW], root=Path(folder) / "few", scratch=Path(memory))
+        some = few.windows(crop_px, crops_per_picture)
         if "forms" in only:
-            told["forms"] = bench.forms(windows, runs=runs)
+            told["forms"] = few.forms(some, runs=runs)
             rounds.print_table("Forms of masks, a picture or a crop:", told["forms"])
         if "sides" in only:
-            told["sides"] = tile_sides.table(Path(folder), records, windows, runs=runs)
+            told["sides"] = tile_sides.table(Path(folder), few.records, some, runs=runs)
             rounds.print_table("Sides of the atoms' tiles, nothing kept:", told["sides"])
     if "pictures" in only:
         shown = [picture for record in records for picture in (record.degraded, record.clean)]

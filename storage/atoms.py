@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -32,8 +32,7 @@ Window = tuple[int, int, int, int]
 Words = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class Cut:
+class Cut(NamedTuple):
     """The atoms of a window, numbered from 1 by their first pixel in reading order."""
 
     atoms: Atoms
