@@ -282,8 +282,14 @@ def memory_folder() -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def _each(work: Callable[[Item], object], items: Sequence[Item]) -> Callable[[], object]:
-    return lambda: [work(item) for item in items]
+def _each(work: Callable[[Item], object], items: Sequence[Item]) -> Callable[[], None]:
+    """Work on all items; what comes of one is let go before the next, as a reader's crops are."""
+
+    def run() -> None:
+        for item in items:
+            work(item)
+
+    return run
 
 
 def _is_best(name: str, rows: Mapping[str, Mapping[str, float]]) -> bool:

@@ -45,6 +45,10 @@ class Cut(NamedTuple):
     """(k,): which masks of the image these are."""
 
 
+EVERY = np.zeros(0, np.uint8)
+"""In place of the bits of the masks that count: all do."""
+
+
 @dataclass(frozen=True)
 class Members:
     """Which masks of an image hold its atoms."""
@@ -61,7 +65,7 @@ class Members:
 
     def kept(self, keep: Bools | None) -> npt.NDArray[np.uint8]:
         """Booleans (K,) as bits; None and an image without masks give no bytes."""
-        return np.zeros(0, np.uint8) if keep is None else np.packbits(keep)
+        return EVERY if keep is None else np.packbits(keep)
 
 
 class AtomsArray(Protocol):

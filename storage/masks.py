@@ -290,8 +290,9 @@ def checked_window(
     Raises:
         UsageError: it is empty, or does not lie inside an image of `shape`.
     """
-    y, x, height, width = (operator.index(part) for part in (y, x, height, width))
-    if min(y, x) < 0 or min(height, width) < 1 or y + height > shape[0] or x + width > shape[1]:
+    y, x, height, width = map(operator.index, (y, x, height, width))
+    inside = y >= 0 and x >= 0 and y + height <= shape[0] and x + width <= shape[1]
+    if not inside or height < 1 or width < 1:
         raise UsageError(
             f"window y={y} x={x} {width}x{height} does not lie inside {shape[1]}x{shape[0]}"
         )

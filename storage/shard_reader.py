@@ -128,7 +128,7 @@ class Shard:
         only_met = keep is not None or window != (0, 0, *self.receipt.sizes[row])
         cut = self._guarded(lambda: self.atoms.cut(row, window, members, keep, only_met=only_met))
         if len(cut.masks) < members.num_masks:
-            columns = {name: column[cut.masks] for name, column in columns.items()}
+            columns = {name: column.take(cut.masks, 0) for name, column in columns.items()}
         return MaskSet.counted(cut.atoms, cut.members, columns, atom_areas=cut.areas)
 
     def outline(self, row: int, window: Window) -> int:

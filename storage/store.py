@@ -374,9 +374,10 @@ class MaskStore:
         return self._shard(receipt).outline(row, window)
 
     def _locate(self, index: int) -> tuple[Receipt, int]:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"image {index} of {len(self)} in {self.url}")
-        place = index % len(self)
+        length = self._first[-1]
+        if not -length <= index < length:
+            raise IndexError(f"image {index} of {length} in {self.url}")
+        place = index % length
         filled = bisect_right(self._first, place) - 1
         receipt, row = self._filled[filled], place - self._first[filled]
         if self.parent is not None:
