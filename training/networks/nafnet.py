@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from samprior.storage.errors import UsageError
+from samprior.training.networks.padding import beyond
 
 _GOPRO = {"enc_blocks": (1, 1, 1, 28), "middle_blocks": 1, "dec_blocks": (1, 1, 1, 1)}
 _SIDD = {"enc_blocks": (2, 2, 4, 8), "middle_blocks": 12, "dec_blocks": (2, 2, 2, 2)}
@@ -176,7 +177,7 @@ class NAFNet(nn.Module):
         height, width = image.shape[-2:]
         # Zeros below and to the right, as in the official code.
         multiple = self.padding_multiple
-        padded = F.pad(image, (0, -width % multiple, 0, -height % multiple))
+        padded = F.pad(image, (0, beyond(width, multiple), 0, beyond(height, multiple)))
         x = self.intro(padded)
         skips = []
         for encoder, down in zip(self.encoders, self.downs, strict=True):
