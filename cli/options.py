@@ -34,6 +34,42 @@ PathOption = _LocalPath(path_type=Path)
 
 def dataset_options(function: "F") -> "F":
     """--dataset, --root, --split and the patterns of free layouts."""
+    split = click.option("--split", help="train or test, where the layout has splits.")
+    return _dataset_options(function, split)
+
+
+def datasets_options(function: "F") -> "F":
+    """The same with a --split that may be repeated, for commands that take several."""
+    split = click.option(
+        "--split", multiple=True, help="train or test, where the layout has splits; repeatable."
+    )
+    return _dataset_options(function, split)
+
+
+def tlc_options(function: "F") -> "F":
+    """--tlc and --tlc-px."""
+    for option in (
+        click.option(
+            "--tlc-px",
+            type=click.IntRange(min=1),
+            help="Window of --tlc in pixels of the picture.  [default: 384]",
+        ),
+        click.option("--tlc", is_flag=True, help="Average locally (TLC, for nafnet)."),
+    ):
+        function = option(function)
+    return function
+
+
+def tlc_window(tlc: bool, tlc_px: int | None) -> int | None:
+    """The window that `tlc_options` ask for; None for none."""
+    if tlc and tlc_px is None:
+        from samprior.training.networks.tlc import WINDOW_PX
+
+        return WINDOW_PX
+    return tlc_px
+
+
+def _dataset_options(function: "F", split: "Callable[[F], F]") -> "F":
     for option in reversed(
         (
             click.option(
@@ -43,7 +79,7 @@ def dataset_options(function: "F") -> "F":
                 help="gopro, sensenoise, rain or folder.",
             ),
             click.option("--root", required=True, type=PathOption, help="The dataset's folder."),
-            click.option("--split", help="train or test, where the layout has splits."),
+            split,
             click.option(
                 "--variant", help="Which of several layouts of a root, such as blur_gamma."
             ),

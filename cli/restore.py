@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from samprior.cli.options import PathOption
+from samprior.cli.options import PathOption, tlc_options, tlc_window
 from samprior.cli.progress import progress
 
 
@@ -14,8 +14,9 @@ from samprior.cli.progress import progress
 @click.argument("target", metavar="OUTPUT", type=PathOption)
 @click.option("--tile-px", type=int, help="Restore in tiles of this side; default: whole images.")
 @click.option("--overlap-px", default=32, show_default=True, help="Overlap of tiles.")
+@tlc_options
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 ...")
-@click.option("--network", help="Architecture of an official .pth checkpoint.")
+@click.option("--network", help="Architecture of an official .pth file, or your own factory.")
 @click.option("--preset", help="Shape of an official .pth checkpoint, such as gopro_w32.")
 def command(
     checkpoint: Path,
@@ -23,6 +24,8 @@ def command(
     target: Path,
     tile_px: int | None,
     overlap_px: int,
+    tlc: bool,
+    tlc_px: int | None,
     device: str,
     network: str | None,
     preset: str | None,
@@ -45,6 +48,7 @@ def command(
             device=pick_device(device),
             tile_px=tile_px,
             overlap_px=overlap_px,
+            tlc_px=tlc_window(tlc, tlc_px),
             progress=advance,
         )
     click.echo(f"{len(plan) - len(failed)} of {len(plan)} pictures restored to {target}")

@@ -20,11 +20,12 @@ from samprior.cli.main import cli
 from samprior.storage.errors import UsageError
 from samprior.storage.images import write_png
 from samprior.training.checkpoint import save_checkpoint
+from samprior.training.columns import signed
 from samprior.training.comparison import CROP_PX, WHOLE_PX, find_crop
 from samprior.training.evaluate import Evaluation, ImageScore, write_evaluation
 from samprior.training.metrics import Space, psnr, ssim
 from samprior.training.networks import build_network
-from samprior.training.report import choose_extremes, psnr_gain, signed, write_report
+from samprior.training.report import choose_extremes, psnr_gain, write_report
 
 Rgb = npt.NDArray[np.uint8]
 Pair = tuple[str, Path, Path]
@@ -169,6 +170,27 @@ def test_the_table_has_every_image_by_key_and_the_mean(make_pair: MakePair, tmp_
     assert "1 of 3" in page.text
     assert re.search(r"Got worse in PSNR, the largest loss first\s+a\s", page.text)
     assert evaluation.protocol in page.text
+
+
+def test_further_scores_have_columns_and_cells_carry_what_they_are_sorted_by(
+    tmp_path: Path,
+) -> None:
+    further = {"lpips_before": 0.25, "lpips_after": 0.5, "mask_found_iou_before": 0.125}
+    further |= {"mask_found_iou_after": 0.75}
+    images = (
+        ImageScore("a", 20.0, 21.123456, 0.5, 0.6, further),
+        ImageScore("b", 20.0, np.inf, 0.5, 0.4, further),
+    )
+    evaluation = Evaluation(images, "y", 0, None, 32)
+    _, page = report(evaluation, [], tmp_path / "r.html", num_pictures=0)
+    found = [cell for cell in page.of("td") if "data-value" in cell]
+    values = [float(str(cell["data-value"])) for cell in found]
+    assert values[:9] == [20.0, 21.123456, 21.123456 - 20.0, 0.5, 0.6, 0.6 - 0.5, 0.25, 0.5, 0.25]
+    assert values[9:12] == [20.0, np.inf, np.inf]
+    # Of LPIPS more is worse.
+    assert [place for place, cell in enumerate(found) if "class" in cell] == [8, 14, 17]
+    assert "LPIPS, lower is better" in page.text
+    assert ["mask found iou", "0.1250", "0.7500", "+0.6250"] in page.rows
 
 
 def test_the_extremes_are_drawn_once_each_best_and_worst_first(

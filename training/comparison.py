@@ -133,7 +133,7 @@ def find_crop(change: npt.NDArray[np.float64], *, border_px: int, falls: bool) -
 def _squared_error(picture: Rgb, clean: Rgb, space: Space) -> npt.NDArray[np.float64]:
     """(H, W) squared error in the scored channels, up to a constant factor."""
     difference = picture.astype(np.float64) - clean
-    if space == "y":
+    if space != "rgb":
         return np.asarray((difference @ _LUMA) ** 2)
     return np.asarray((difference**2).sum(axis=2))
 

@@ -13,13 +13,21 @@ from samprior.storage.errors import UsageError
 Picture: TypeAlias = npt.NDArray[np.uint8] | npt.NDArray[np.floating]
 """(H, W, 3) RGB: uint8, or floats in [0, 1]."""
 
-Space = Literal["rgb", "y"]
+Space = Literal["rgb", "y", "y8"]
+
+SPACES: dict[Space, str] = {
+    "rgb": "RGB",
+    "y": "Y of BT.601 YCbCr",
+    "y8": "Y of BT.601 YCbCr rounded to 8 bit",
+}
+"""The scored channels, in words."""
 
 PROTOCOL = (
     "PSNR = 10 log10(R² / MSE) over all pixels and channels; SSIM (Wang et al. 2004) with a "
     "Gaussian window of sigma 1.5 (11x11), population covariance, K1 = 0.01, K2 = 0.03, mean over "
     "the channels and all pixels at least 5 from the edge. Space rgb: R = 255 for uint8, 1 for "
-    "floats. Space y: BT.601 luma in [16, 235], R = 255. border_px pixels are cut from each side "
+    "floats. Space y: BT.601 luma in [16, 235], R = 255; y8: the same, rounded to whole numbers as "
+    "MATLAB's rgb2ycbcr does with 8-bit pictures. border_px pixels are cut from each side "
     "first. Computed by scikit-image in double precision; scores of a set are means over images."
 )
 """How the numbers of this module are made, in words."""
@@ -69,7 +77,7 @@ def _comparable(
     restored: Picture, clean: Picture, space: Space, border_px: int
 ) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.generic], float]:
     """Both pictures without border, in the wanted space, and the range R of their values."""
-    check_choice("space", space, ("rgb", "y"))
+    check_choice("space", space, SPACES)
     if restored.shape != clean.shape or clean.ndim != 3 or clean.shape[2] != 3:
         raise UsageError(
             f"pictures to compare must both be (H, W, 3), got {restored.shape} and {clean.shape}"
@@ -85,9 +93,15 @@ def _comparable(
         raise UsageError(
             f"pictures to compare must have one type, got {restored.dtype} and {clean.dtype}"
         )
-    if space == "y":
-        return rgb2ycbcr(ours)[:, :, 0], rgb2ycbcr(truth)[:, :, 0], 255.0
+    if space != "rgb":
+        return _luma(ours, space), _luma(truth, space), 255.0
     return ours, truth, 255.0 if ours.dtype == np.uint8 else 1.0
+
+
+def _luma(picture: npt.NDArray[np.generic], space: Space) -> npt.NDArray[np.float64]:
+    luma: npt.NDArray[np.float64] = rgb2ycbcr(picture)[:, :, 0]
+    # MATLAB rounds halves away from zero.
+    return np.floor(luma + 0.5) if space == "y8" else luma
 
 
 def _checked(picture: Picture) -> npt.NDArray[np.uint8] | npt.NDArray[np.float64]:

@@ -19,6 +19,7 @@ from samprior.storage.errors import UsageError
 from samprior.storage.images import Rgb
 from samprior.storage.pages import is_superpixel, told, told_segmenter, write_page
 from samprior.storage.survey import counted
+from samprior.training.columns import Column, columns_of, plain, signed
 from samprior.training.comparison import WHOLE_PX, Comparison, compare
 from samprior.training.evaluate import Evaluation, ImageScore
 from samprior.training.metrics import PROTOCOL
@@ -32,7 +33,6 @@ NUM_EXTREMES = 50
 """Rows at each end of a long evaluation, and images named as worse at most."""
 
 _MAX_BARS = 24
-_MINUS = "\N{MINUS SIGN}"
 _SECTIONS = (
     ("Where it helped most", "The largest gain in PSNR first."),
     ("Where it helped least, or harmed", "The smallest gain, or largest loss, in PSNR first."),
@@ -40,10 +40,18 @@ _SECTIONS = (
 
 
 @dataclass(frozen=True)
+class _Cell:
+    text: str
+    value: float
+    """What the page's script sorts by."""
+    is_worse: bool = False
+
+
+@dataclass(frozen=True)
 class _Row:
     key: str
-    cells: list[str]
-    """PSNR before, after, gain; SSIM before, after, gain."""
+    cells: list[_Cell]
+    """Before, after and gain of each column."""
 
 
 def write_report(
@@ -147,11 +155,13 @@ def _numbers(evaluation: Evaluation, gains: Floats) -> dict[str, Any]:
     num_below = sum(image.ssim_after < image.ssim_before for image in images)
     return {
         "protocol": evaluation.protocol,
-        "space": "Y" if evaluation.space == "y" else "RGB",
+        "space": "RGB" if evaluation.space == "rgb" else "Y",
+        "columns": columns_of(mean.row()),
+        "further": _further(mean),
         "num_images": len(images),
         "num_images_text": counted(len(images), "image"),
         "mean": mean,
-        "mean_row": _row(mean, mean.psnr_after_db - mean.psnr_before_db),
+        "mean_row": _row(mean, is_mean=True),
         "worse": worse[:NUM_EXTREMES],
         "num_worse": len(worse),
         "num_ssim_worse": num_below,
@@ -174,22 +184,43 @@ def _tables(images: Sequence[ImageScore], gains: Floats) -> list[tuple[str, list
             f"The {NUM_EXTREMES} largest gains": best,
             f"The {NUM_EXTREMES} smallest gains, or largest losses": worst,
         }
+    return [(title, [_row(images[index]) for index in group]) for title, group in groups.items()]
+
+
+def _row(score: ImageScore, *, is_mean: bool = False) -> _Row:
+    values = score.row()
+    return _Row(
+        score.key,
+        [
+            cell
+            for column in columns_of(values)
+            for cell in _cells(column, values[column.before], values[column.after], is_mean)
+        ],
+    )
+
+
+def _cells(column: Column, before: float, after: float, is_mean: bool) -> list[_Cell]:
+    # Two pictures that both equal the clean one differ by nothing; two infinite means may.
+    change = 0.0 if before == after and not is_mean else after - before
     return [
-        (title, [_row(images[index], float(gains[index])) for index in group])
-        for title, group in groups.items()
+        _Cell(plain(before, column.digits), before),
+        _Cell(plain(after, column.digits), after),
+        _Cell(signed(change, column.digits), change, column.is_worse(change)),
     ]
 
 
-def _row(score: ImageScore, gain_db: float) -> _Row:
-    cells = [
-        plain(score.psnr_before_db, 3),
-        plain(score.psnr_after_db, 3),
-        signed(gain_db, 3),
-        plain(score.ssim_before, 4),
-        plain(score.ssim_after, 4),
-        signed(score.ssim_after - score.ssim_before, 4),
+def _further(mean: ImageScore) -> list[tuple[str, str, str, str]]:
+    """Name, means before and after, and their difference, of all further values."""
+    pairs = zip(list(mean.further.items())[::2], list(mean.further.items())[1::2], strict=True)
+    return [
+        (
+            name.removesuffix("_before").replace("_", " "),
+            plain(before, 4),
+            plain(after, 4),
+            signed(after - before, 4),
+        )
+        for (name, before), (_, after) in pairs
     ]
-    return _Row(score.key, cells)
 
 
 def _gains_chart(gains: Floats) -> str:
@@ -225,21 +256,6 @@ def _bar_width(spread: float) -> float:
     """The smallest of 0.01, 0.02, 0.05, 0.1, ... dB that needs no more than the bars there are."""
     steps = (factor * 10.0**power for power in range(-2, 4) for factor in (1, 2, 5))
     return next(step for step in steps if spread / step < _MAX_BARS - 1)
-
-
-def signed(value: float, digits: int | None = None) -> str:
-    """A difference with its sign, typographic; as short as it can be without `digits`."""
-    if math.isnan(value):
-        return "n/a"
-    if math.isinf(value):
-        return "+∞" if value > 0 else f"{_MINUS}∞"
-    text = f"{value:+.4g}" if digits is None else f"{value:+.{digits}f}"
-    return text.replace("-", _MINUS) if float(text) else text.lstrip("+-")
-
-
-def plain(value: float, digits: int) -> str:
-    """A number without sign, ∞ where there is no end."""
-    return "∞" if math.isinf(value) else f"{value:.{digits}f}"
 
 
 def _uses_masks(record: Mapping[str, Any]) -> bool:

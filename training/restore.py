@@ -2,7 +2,8 @@
 
 Tiles equal the whole image away from tile borders when the overlap covers the network's receptive
 field. NAFNet's channel attention averages over everything it is given, so its tiles differ a
-little from the whole image; restore whole images where memory allows.
+little from the whole image; restore whole images where memory allows, or take TLC, see
+`samprior.training.networks.tlc`.
 """
 
 from collections import Counter
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from samprior.storage.errors import ImageError, LayoutError, UsageError
 from samprior.storage.images import IMAGE_SUFFIXES, Rgb, read_rgb, write_png
 from samprior.training.data import to_tensor
+from samprior.training.networks.tlc import with_local_pooling
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -149,9 +151,18 @@ def restore_files(
     device: torch.device,
     tile_px: int | None = None,
     overlap_px: int = 32,
+    tlc_px: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[Path, str]:
-    """Restore the files of a plan; returns the reason for each that could not be read."""
+    """Restore the files of a plan; returns the reason for each that could not be read.
+
+    `tlc_px` is the window of local averages (TLC); None leaves the network as it was trained.
+
+    Raises:
+        UsageError: TLC for a network without global average pooling.
+    """
+    if tlc_px is not None:
+        network = with_local_pooling(network, tlc_px)
     network = network.eval().to(device)
     failed = {}
     for number, (source, target) in enumerate(plan, start=1):
