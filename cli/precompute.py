@@ -9,6 +9,7 @@ from samprior.cli.options import PathOption, dataset_options, open_dataset
 from samprior.cli.progress import progress
 
 if TYPE_CHECKING:
+    from samprior.pipeline.datasets import Dataset
     from samprior.pipeline.job import JobResult
     from samprior.pipeline.makers import Segmented
     from samprior.pipeline.plan import Source
@@ -34,10 +35,10 @@ if TYPE_CHECKING:
 @click.option("--precision", help="float32, bfloat16 or float16.  [default: float32]")
 @click.option(
     "--source",
-    type=click.Choice(["clean", "degraded"]),
+    metavar="SIDE",
     default="clean",
     show_default=True,
-    help="Which picture of a pair is segmented.",
+    help="What is segmented: clean, degraded, or a FOLDER of restored pictures.",
 )
 @click.option(
     "--set",
@@ -76,7 +77,7 @@ def command(  # one argument per option
     device: str | None,
     engine: str | None,
     precision: str | None,
-    source: Literal["clean", "degraded"],
+    source: str,
     settings: tuple[str, ...],
     images: Literal["stored", "reference"],
     masks: str,
@@ -100,6 +101,8 @@ def command(  # one argument per option
         --format webdataset
     samprior precompute --dataset gopro --root GOPRO_Large --split train --out stores/gopro \\
         --masks blurred --source degraded
+    samprior precompute --dataset rain --root Rain13K --split train --out stores/rain \\
+        --masks restored --source restored/rain
 
     Training and the other commands take a store. Tars are for training programs of your own; they
     are those that `samprior export` would write.
@@ -115,16 +118,17 @@ def command(  # one argument per option
         "precision": precision,
     }
     maker = _maker(segmenter, settings, {name: given for name, given in sam.items() if given})
+    maker, side = _source(maker, found, source)
     wanted: dict[str, Any] = {
         "form": form,
-        "source": source,
+        "source": side,
         "images": images,
         "masks": masks,
         "append": append,
         "images_per_shard": images_per_shard,
     }
     if dry_run:
-        _dry_run(plan_target(found, out, maker, **wanted), maker, source)
+        _dry_run(plan_target(found, out, maker, **wanted), maker, side)
         return
     with progress(f"segmenting ({segmenter})", "image") as advance:
         result = precompute(found, out, maker, **wanted, workers=workers, progress=advance)
@@ -147,6 +151,16 @@ def _maker(segmenter: str, settings: tuple[str, ...], sam: dict[str, Any]) -> "S
             progress=lambda done, total: download(done, total or done),
             **sam,
         )
+
+
+def _source(maker: "Segmented", dataset: "Dataset", source: str) -> tuple["Segmented", "Source"]:
+    """The maker and the side that --source asks for; a folder called `clean` is `./clean`."""
+    from samprior.pipeline.source_folder import folder_maker
+
+    sides: dict[str, Source] = {"clean": "clean", "degraded": "degraded"}
+    if source in sides:
+        return maker, sides[source]
+    return folder_maker(maker, dataset, Path(source)), "folder"
 
 
 def report(

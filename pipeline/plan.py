@@ -11,8 +11,8 @@ from samprior.storage.growth import listing_sha256
 from samprior.storage.header import Images
 from samprior.storage.manifest import Header, Inputs, Receipt
 
-Source = Literal["clean", "degraded"]
-"""Which picture of a pair is segmented."""
+Source = Literal["clean", "degraded", "folder"]
+"""Which picture of a pair is segmented; `folder`: another one, which the maker of masks reads."""
 
 IMAGES_PER_SHARD = 32
 """Few enough that a lost worker costs little, enough that a dataset is not a flood of files."""

@@ -8,6 +8,7 @@ from samprior.pipeline.datasets import Dataset, Pair
 from samprior.pipeline.job import JobResult, MaskMaker, Progress, run_job
 from samprior.pipeline.makers import worker_pool
 from samprior.pipeline.plan import Source, plan_header, plan_shards
+from samprior.pipeline.source_folder import SegmentedFolder
 from samprior.pipeline.targets import Target, mask_set_target, store_target
 from samprior.storage.errors import UsageError
 from samprior.storage.mask_sets import MAIN
@@ -34,7 +35,8 @@ def precompute(
         out: the store's folder, made if missing.
         maker: from `segmenter_maker`, or an importer.
         form: "zarr", the store; or "webdataset", the tars that an export of it would write.
-        source: the picture of each pair that is segmented.
+        source: the picture of each pair that is segmented; "folder" goes with a maker of
+            `folder_maker`.
         images: "reference" keeps only where the pictures lie.
         masks: name of a further mask set, for the pictures of the complete store at `out`.
         append: take images that the dataset has got since the store was made.
@@ -91,6 +93,11 @@ def plan_target(
     Raises:
         StoreError, UsageError: see `precompute`.
     """
+    if (source == "folder") != isinstance(maker, SegmentedFolder):
+        raise UsageError(
+            f"source {source!r} doesn't go with this maker; a folder's pictures are segmented by "
+            "folder_maker with source 'folder'"
+        )
     if masks == MAIN:
         return store_target(
             dataset,

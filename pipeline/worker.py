@@ -195,7 +195,9 @@ class ShardWorker:
         """Masks of each pair's source picture, or why there are none."""
         masks_of = self.masks_of
         assert masks_of is not None
-        sources = [clean if self.source == "clean" else degraded for _, (degraded, clean) in read]
+        # Of "folder" the maker reads pictures of its own, and looks at the size alone.
+        of_degraded = self.source == "degraded"
+        sources = [degraded if of_degraded else clean for _, (degraded, clean) in read]
         pairs = [pair for pair, _ in read]
         if isinstance(masks_of, ManyMasksOf) and len(pairs) > 1:
             # If one picture fails all are done again one by one, which tells the one.

@@ -61,7 +61,8 @@ class Receipt:
     """Hex SHA-256 of every file of the shard, by path below the shard's folder."""
     inputs: Mapping[str, Inputs] = field(default_factory=dict)
     """Bytes of the degraded and the clean file of each key, quarantined ones included; of
-    imported masks also the bytes of their files and the hex SHA-256 of their listing."""
+    imported masks also the bytes of their files and the hex SHA-256 of their listing; of pictures
+    that were segmented in their place also bytes and hex SHA-256."""
     quarantined: Mapping[str, str] = field(default_factory=dict)
     """Reason for each image that could not be used."""
     notes: tuple[str, ...] = ()
