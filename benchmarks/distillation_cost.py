@@ -43,8 +43,23 @@ def main(preset: str, crop_px: int, batch_size: int, device: str, runs: int) -> 
             "loss": {"analyzer": "random-vgg"},
         }
     )
-    batch = read_batch(config, place)
-    rows = [
+    rows = compare_steps(config, read_batch(config, place), place, runs=runs)
+    measure.report(
+        "distillation_cost",
+        about,
+        rows,
+        threads=torch.get_num_threads(),
+        preset=preset,
+        crop_px=crop_px,
+        batch_size=batch_size,
+    )
+
+
+def compare_steps(
+    config: TrainConfig, batch: Batch, place: torch.device, *, runs: int
+) -> list[measure.Row]:
+    """A plain step against one of stage B, with and without SGR."""
+    return [
         measure.compare(
             "a plain step", plain_step(config, batch, place),
             "a stage-B step", distill_step(config, batch, place),
@@ -56,15 +71,6 @@ def main(preset: str, crop_px: int, batch_size: int, device: str, runs: int) -> 
             runs=runs,
         ),
     ]  # fmt: skip
-    measure.report(
-        "distillation_cost",
-        about,
-        rows,
-        threads=torch.get_num_threads(),
-        preset=preset,
-        crop_px=crop_px,
-        batch_size=batch_size,
-    )
 
 
 def read_batch(config: TrainConfig, place: torch.device) -> Batch:

@@ -164,13 +164,20 @@ def write_store(
     root: Path, pictures: Sequence[tuple[np.ndarray, np.ndarray]], sets: Sequence[MaskSet]
 ) -> MaskStore:
     """A store of one shard from pairs of (degraded, clean) and their masks."""
-    count = len(sets)
+    return write_records(
+        root,
+        [
+            Record(str(number), degraded, clean, masks)
+            for number, ((degraded, clean), masks) in enumerate(zip(pictures, sets, strict=True))
+        ],
+    )
+
+
+def write_records(root: Path, records: Sequence[Record]) -> MaskStore:
+    """A store of one shard."""
+    count = len(records)
     header = Header(num_images=count, num_shards=1, images_per_shard=count, paired=True, made_of={})
     write_header(root, header)
-    records = [
-        Record(str(number), degraded, clean, masks)
-        for number, ((degraded, clean), masks) in enumerate(zip(pictures, sets, strict=True))
-    ]
     write_shard(root, 0, records, paired=True)
     return MaskStore.open(root)
 

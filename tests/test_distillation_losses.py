@@ -6,9 +6,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from samprior.training.priors import RECONSTRUCTION_LOSSES, spd_loss, teacher_where_better
+from samprior.training.priors import (
+    RECONSTRUCTION_LOSSES,
+    bounded_psnr,
+    spd_loss,
+    teacher_where_better,
+)
+from samprior.training.ssim_loss import mean_ssim
 
 LOSSES = sorted(RECONSTRUCTION_LOSSES)
+PIXELWISE = [name for name in LOSSES if name != "l1_ssim"]  # which looks at windows
 
 
 @pytest.fixture
@@ -28,6 +35,7 @@ def test_losses_equal_their_formulas(images: tuple[Tensor, Tensor, Tensor]) -> N
         "charbonnier": (((a - b) ** 2 + 1e-6) ** 0.5).mean(),
         "psnr": sum(10 * math.log10(error + 1e-8) for error in image_mse) / 2,
     }
+    wanted["l1_ssim"] = wanted["l1"] - 0.2 * mean_ssim(images[0], images[1]).item()
     got = {name: loss(images[0], images[1]).item() for name, loss in RECONSTRUCTION_LOSSES.items()}
     assert got == pytest.approx(wanted)
 
@@ -40,7 +48,9 @@ def test_spd_is_zero_with_zero_gradient_for_equal_images(name: str) -> None:
     loss.backward()
     assert loss.item() == 0
     assert student.grad is not None
-    assert not student.grad.any()
+    if name in PIXELWISE:
+        assert not student.grad.any()
+    assert student.grad.abs().max() < 1e-7
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -66,7 +76,7 @@ def test_spd_gives_the_teacher_no_gradient(
     assert teacher.grad is None
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", PIXELWISE)
 def test_only_pixels_where_the_teacher_is_better_pull(
     name: str, images: tuple[Tensor, Tensor, Tensor]
 ) -> None:
@@ -87,3 +97,48 @@ def test_a_perfect_student_follows_no_teacher(images: tuple[Tensor, Tensor, Tens
     _, teacher, clean = images
     assert torch.equal(teacher_where_better(clean, teacher, clean), clean)
     assert torch.equal(teacher_where_better(teacher, clean, clean), clean)
+
+
+def test_bounded_psnr_equals_its_formula(images: tuple[Tensor, Tensor, Tensor]) -> None:
+    student, teacher, clean = images
+    distance, error = (
+        ((teacher - other) ** 2).mean(dim=(1, 2, 3)).tolist() for other in (student, clean)
+    )
+    ratios = [1 + d / (e + 1e-8) for d, e in zip(distance, error, strict=True)]
+    wanted = sum(10 * math.log10(ratio) for ratio in ratios) / 2
+    assert bounded_psnr(student, teacher, clean).item() == pytest.approx(wanted)
+    # It is a mean over images, whatever their order.
+    turned = bounded_psnr(student.flip(0), teacher.flip(0), clean.flip(0))
+    assert turned.item() == pytest.approx(wanted)
+
+
+def test_bounded_psnr_is_zero_without_gradient_where_student_and_teacher_agree(
+    images: tuple[Tensor, Tensor, Tensor],
+) -> None:
+    _, teacher, clean = images
+    student = teacher.clone().requires_grad_()
+    teacher.requires_grad_()
+    loss = bounded_psnr(student, teacher, clean)
+    loss.backward()
+    assert loss.item() == 0
+    assert student.grad is not None
+    assert not student.grad.any()
+    assert teacher.grad is None
+
+
+def test_the_pull_of_bounded_psnr_fades_near_the_teacher_where_that_of_psnr_grows(
+    images: tuple[Tensor, Tensor, Tensor],
+) -> None:
+    """What psnr without a bound would cost: agreement counts for more the less is left of it."""
+    _, teacher, clean = images
+
+    def pulls(distance: float) -> tuple[float, float]:
+        student = (teacher + distance * (clean - teacher)).requires_grad_()
+        bounded = bounded_psnr(student, teacher, clean)
+        plain = spd_loss(student, teacher, reconstruction=RECONSTRUCTION_LOSSES["psnr"])
+        found = [torch.autograd.grad(loss, student)[0] for loss in (bounded, plain)]
+        return found[0].norm().item(), found[1].norm().item()
+
+    (near, near_plain), (far, far_plain) = pulls(0.01), pulls(0.5)
+    assert near < far / 10
+    assert near_plain > 10 * far_plain

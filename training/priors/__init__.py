@@ -9,6 +9,7 @@ from samprior.training.priors.analyzers import (
 from samprior.training.priors.distillation import (
     RECONSTRUCTION_LOSSES,
     ReconstructionLoss,
+    bounded_psnr,
     spd_loss,
     teacher_where_better,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "SemanticAnalyzer",
     "SemanticPriorFusion",
     "VggAnalyzer",
+    "bounded_psnr",
     "build_analyzer",
     "dropout_masks",
     "keep_masks",

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from samprior.training.ssim_loss import l1_ssim
+
 ReconstructionLoss = Callable[[Tensor, Tensor], Tensor]
 """Takes the restored and the wanted images, gives a scalar."""
 
@@ -40,6 +42,7 @@ def psnr_loss(restored: Tensor, clean: Tensor) -> Tensor:
 RECONSTRUCTION_LOSSES: Mapping[str, ReconstructionLoss] = {
     "charbonnier": charbonnier,
     "l1": l1,
+    "l1_ssim": l1_ssim,
     "mse": mse,
     "psnr": psnr_loss,
 }
@@ -55,6 +58,21 @@ def spd_loss(student: Tensor, teacher: Tensor, *, reconstruction: Reconstruction
     """
     target = teacher.detach()
     return reconstruction(student, target) - reconstruction(target, target)
+
+
+def bounded_psnr(student: Tensor, teacher: Tensor, clean: Tensor) -> Tensor:
+    """SPD's psnr loss with a floor, in dB: 10 / ln 10 * mean_b ln(1 + D_b / E_b).
+
+    D_b is the mean squared distance of the student's image from the teacher's, E_b that of the
+    teacher's from the truth. `psnr_loss` pays as much for the dB from -60 to -70 as for any other,
+    so it draws the student to where it agrees with its teacher to the last digit, however wrong
+    both are; here the pull fades once the student is nearer to the teacher than the teacher is to
+    the truth. 0 where they agree; no gradient goes to the teacher. Ours, see docs/distillation.md.
+    """
+    target = teacher.detach()
+    distance = (student - target).square().mean(dim=(1, 2, 3))
+    error = (target - clean).square().mean(dim=(1, 2, 3))
+    return 10 / math.log(10) * torch.log1p(distance / (error + 1e-8)).mean()
 
 
 def teacher_where_better(student: Tensor, teacher: Tensor, clean: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ def image_part(members: Bools, atom_areas: Ints) -> dict[str, Ints]:
     depth, top = np.zeros((2, num_atoms), np.int64)
     areas, rank = np.zeros((2, num_masks), np.int64)
     pairs = np.empty((2, int(np.count_nonzero(members))), np.int64)
-    _fill(members, atom_areas, depth, top, areas, rank, pairs)
+    fill_part(members, atom_areas, depth, top, areas, rank, pairs)
     return {
         "atom_areas": atom_areas,
         "atom_depth": depth,
@@ -75,7 +75,7 @@ def _count_cells(atoms: npt.NDArray[np.int32], stride: int, tally: Ints, pairs: 
 
 
 @kernel
-def _fill(
+def fill_part(
     members: Bools,
     atom_areas: Ints,
     depth: Ints,
@@ -84,7 +84,7 @@ def _fill(
     rank: Ints,
     pairs: Ints,
 ) -> None:
-    """Write the arrays; pairs (2, P) are sorted by mask, then atom."""
+    """Write an image's arrays; depth and areas are zeros, pairs (2, P) come by mask, then atom."""
     num_atoms, num_masks = members.shape
     count = 0
     for mask in range(num_masks):

@@ -9,7 +9,7 @@ Letters: B images, H x W pixels, C channels, A atoms, M masks and P pairs of the
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Self
 
 import numpy as np
@@ -130,8 +130,15 @@ class RegionBatch:
         joined["mask_image"] = torch.from_numpy(np.repeat(np.arange(len(parts)), num_masks))
         positions = np.arange(sum(num_masks)) - np.repeat(mask_starts, num_masks)
         joined["mask_position"] = torch.from_numpy(positions)
-        batch = cls(**joined, cells={})
-        return cls(**joined, cells={stride: batch.cell_counts(stride) for stride in strides})
+        return cls(**joined, cells={}).with_cells(strides)
+
+    def with_cells(self, strides: Sequence[int]) -> Self:
+        """The same batch with the cell counts of these strides made.
+
+        Raises:
+            UsageError: a side of the crops is no multiple of a stride.
+        """
+        return replace(self, cells={stride: self.cell_counts(stride) for stride in strides})
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
         """The same batch on another device."""

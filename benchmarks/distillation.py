@@ -1,0 +1,244 @@
+"""Does distilling the masks help? A network trained on, with and without, over several seeds.
+
+    python benchmarks/distillation.py --data DIR --task noise --masks human --out studies/noise
+    python benchmarks/distillation.py --data DIR --task rain --network efficientderain \\
+        --set stages.distill=3000 --seeds 5 --out studies/rain
+
+Everything a study trains lies below --out, and the same command again goes on with it. Each seed
+trains the network (base) and then, from its weights, on the same crops and equally long:
+
+    control           further with its own loss: what the others are compared with
+    spd               towards a teacher that sees the masks
+    spd-sgr           the same, with the relation loss
+    spd-sgr-shuffled  as spd-sgr, with masks of another picture in training and in SGR
+    spd-none          as spd, with a teacher that sees no masks
+    spd-where-better  as spd, following the teacher only where it is closer to the truth (ours)
+
+and scores the teachers themselves (refined, refined-shuffled, refined-none), with masks of the test
+pictures. Masks are of the clean pictures: an upper bound. Nothing is chosen on the test pictures:
+the last weights of each stage count.
+"""
+
+import json
+import shutil
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import distillation_cost
+import measure
+import study_data
+import study_table
+import torch
+from study_data import Split
+
+from samprior.storage import MaskStore
+from samprior.storage.files import write_bytes
+from samprior.training.checkpoint import load_checkpoint, load_strictly
+from samprior.training.config import TrainConfig, load_config
+from samprior.training.restore import pick_device
+from samprior.training.run import train
+from samprior.training.stages import base_stage, build_networks, fusion_stage
+from samprior.training.validation import image_scores
+
+SMALL = (
+    "data.crop_px=64",
+    "data.batch_size=8",
+    "network.preset=tiny",
+    "loss.analyzer=random-vgg",
+    "stages.base=2000",
+    "stages.fusion=1000",
+    "stages.distill=1000",
+    "validate_every=1000000",
+    "save_every=500",
+    "keep_best=0",
+    "validation_pictures=0",
+)
+"""Settings that finish on a CPU, unless --config or --set say otherwise."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run of a seed."""
+
+    name: str
+    mode: str
+    settings: tuple[str, ...] = ()
+    shuffled: bool = False
+    """Whether its masks are those of other pictures."""
+    teacher_of: str | None = None
+    """An earlier run whose teacher it takes: what teaches is the same."""
+
+
+RUNS = (
+    Run("control", "control"),
+    Run("spd", "distill", ("loss.lambda_sgr=0",)),
+    Run("spd-sgr", "distill", teacher_of="spd"),
+    Run("spd-sgr-shuffled", "distill", shuffled=True),
+    Run("spd-none", "distill", ("loss.lambda_sgr=0", "fusion.use_masks=false")),
+    Run("spd-where-better", "distill",
+        ("loss.lambda_sgr=0", "loss.spd_target=teacher_where_better"), teacher_of="spd"),
+)  # fmt: skip
+
+TEACHERS = {"refined": "spd", "refined-shuffled": "spd-sgr-shuffled", "refined-none": "spd-none"}
+"""What a teacher is called, and the run that trains it."""
+
+
+@click.command()
+@click.option("--data", type=click.Path(path_type=Path, exists=True), required=True)
+@click.option("--task", type=click.Choice(list(study_data.TASKS)), required=True)
+@click.option("--masks", type=click.Choice(study_data.MASKS), default="human", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the study.")
+@click.option("--network", default="nafnet", show_default=True)
+@click.option("--config", type=click.Path(path_type=Path), help="TOML file of `samprior train`.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key.")
+@click.option("--seeds", default=3, show_default=True)
+@click.option("--only", multiple=True, help="Runs besides control; default: all.")
+@click.option("--name", help="Of the results' file; default: distillation_TASK_MASKS_NETWORK.")
+def main(
+    data: Path,
+    task: str,
+    masks: str,
+    out: Path,
+    network: str,
+    config: Path | None,
+    overrides: tuple[str, ...],
+    seeds: int,
+    only: tuple[str, ...],
+    name: str | None,
+) -> None:
+    """Train, score, and write benchmarks/results/distillation_*.json with a table."""
+    splits = study_data.make_splits(out / "stores", data=data, task=task, masks=masks)
+    chosen = [run for run in RUNS if not only or run.name in {"control", *only}]
+    small = () if config else SMALL
+    settings = (*small, f"network.name={network}", *overrides)
+    scores: dict[str, list[list[float]]] = {}
+    for seed in range(seeds):
+        study = SeedStudy(out / f"seed-{seed}", splits, config, (*settings, f"seed={seed}"))
+        for arm, values in study.scores(chosen).items():
+            scores.setdefault(arm, []).append(values)
+    plain = study.config("control", Run("control", "control"))
+    about = measure.machine("torch", device=str(pick_device(plain.device)))
+    rows = study_table.rows(scores)
+    study_table.show(rows)
+    measure.report(
+        name or f"distillation_{task}_{masks}_{network}",
+        about,
+        cost_rows(plain),
+        task=task,
+        masks=masks,
+        seeds=seeds,
+        commit=study_table.commit(),
+        settings=plain.model_dump(mode="json", exclude={"out", "seed"}),
+        method=study_table.METHOD,
+        table=rows,
+        scores=scores,
+    )
+
+
+class SeedStudy:
+    """All runs of one seed, below one folder."""
+
+    def __init__(
+        self,
+        folder: Path,
+        splits: Mapping[str, Split],
+        file: Path | None,
+        settings: Sequence[str],
+    ) -> None:
+        self.folder = folder
+        self.splits = splits
+        self.file = file
+        self.settings = settings
+
+    def scores(self, runs: Sequence[Run]) -> dict[str, list[float]]:
+        """PSNR of each test picture, by arm; what was scored before is not scored again."""
+        self._train(Run("base", "plain"))
+        found = {"base": self._scored("base", "base", shuffled=False)}
+        for run in runs:
+            if run.teacher_of is not None:
+                self._take_teacher(run, run.teacher_of)
+            self._train(run)
+            stage = "control" if run.mode == "control" else "distill"
+            found[run.name] = self._scored(run.name, stage, shuffled=run.shuffled)
+        trained = {run.name: run for run in runs}
+        for arm, name in TEACHERS.items():
+            if name in trained:
+                found[arm] = self._scored(name, "fusion", shuffled=trained[name].shuffled)
+        return found
+
+    def config(self, name: str, run: Run) -> TrainConfig:
+        """The settings of a run; all but base start from base's weights."""
+        split = self.splits["train"]
+        start = () if name == "base" else (f"network.init={self._base}", "stages.base=0")
+        return load_config(
+            self.file,
+            (
+                *self.settings,
+                *run.settings,
+                f"out={self.folder / name}",
+                f"mode={run.mode}",
+                f"data.train={split.shuffled if run.shuffled else split.right}",
+                *start,
+            ),
+        )
+
+    @property
+    def _base(self) -> Path:
+        return self.folder / "base" / "model.safetensors"
+
+    def _train(self, run: Run) -> None:
+        if (self.folder / run.name / "summary.json").exists():
+            return
+        click.echo(f"{self.folder.name}: {run.name}", err=True)
+        train(self.config(run.name, run))
+
+    def _take_teacher(self, run: Run, other: str) -> None:
+        mine = self.folder / run.name / "fusion"
+        if not mine.exists():
+            draft = mine.with_name("fusion-draft")
+            shutil.rmtree(draft, ignore_errors=True)
+            shutil.copytree(self.folder / other / "fusion", draft)
+            draft.rename(mine)
+
+    def _scored(self, name: str, stage: str, *, shuffled: bool) -> list[float]:
+        file = self.folder / name / f"scores-{stage}.json"
+        if not file.exists():
+            run = next((each for each in RUNS if each.name == name), Run("base", "plain"))
+            store = self.splits["test"].shuffled if shuffled else self.splits["test"].right
+            values = score(self.config(name, run), stage, MaskStore.open(store))
+            write_bytes(file, json.dumps(values).encode())
+        values = json.loads(file.read_text())
+        click.echo(f"{self.folder.name}: {name}/{stage} {statistics.mean(values):.3f} dB", err=True)
+        return list(values)
+
+
+def score(config: TrainConfig, stage: str, store: MaskStore) -> list[float]:
+    """PSNR in dB of each picture of a store, by the weights that a stage ended with."""
+    network, teacher = build_networks(config)
+    if stage == "fusion":
+        if config.network.init is not None:
+            load_strictly(network, load_checkpoint(config.network.init)[0], config.network.init)
+        scored = fusion_stage(config, network, teacher)
+    else:
+        scored = base_stage(config, network)
+    file = config.out / stage / "model.safetensors"
+    load_strictly(scored.learns, load_checkpoint(file)[0], file)
+    device = pick_device(config.device)
+    for module in (scored.learns, *scored.frozen):
+        module.eval().to(device)
+    with torch.inference_mode():
+        return image_scores(scored, store, config, device)
+
+
+def cost_rows(config: TrainConfig) -> list[measure.Row]:
+    """What a stage-B step costs against a plain step, with this network and batch."""
+    device = pick_device(config.device)
+    batch = distillation_cost.read_batch(config, device)
+    return distillation_cost.compare_steps(config, batch, device, runs=5)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""The table of benchmarks/distillation.py: arms against the control, over seeds and pictures."""
+
+import math
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import rounds
+from scipy.stats import t as student
+
+from samprior.training.paired import paired_difference
+
+METHOD = (
+    "PSNR in RGB of whole 8-bit test pictures, mean over pictures, then over seeds. Differences "
+    "are to the control of the same seed. Interval over seeds: 95 %, Student's t over the seeds' "
+    "mean differences. Interval and p over pictures: differences averaged over seeds, picture by "
+    "picture; 95 % Student's t and two-sided Wilcoxon signed-rank test."
+)
+"""What the figures mean, in words."""
+
+Scores = Mapping[str, Sequence[Sequence[float]]]
+"""PSNR in dB of each picture, by arm and seed."""
+
+
+def rows(scores: Scores) -> list[dict[str, object]]:
+    """A row for each arm."""
+    control = np.array(scores["control"])  # (seeds, pictures)
+    return [_row(arm, np.array(values), control) for arm, values in scores.items()]
+
+
+def _row(arm: str, values: np.ndarray, control: np.ndarray) -> dict[str, object]:
+    differences = values - control
+    by_seed = differences.mean(axis=1)
+    row: dict[str, object] = {"arm": arm, "PSNR dB": f"{values.mean():.3f}"}
+    if arm == "control":
+        return row | dict.fromkeys(
+            ("to control dB", "seeds", "95 % over seeds", "95 % over pictures", "p"), ""
+        )
+    pictures = paired_difference(values.mean(axis=0).tolist(), control.mean(axis=0).tolist())
+    return row | {
+        "to control dB": f"{by_seed.mean():+.3f}",
+        "seeds": " ".join(f"{value:+.3f}" for value in by_seed),
+        "95 % over seeds": _interval(by_seed),
+        "95 % over pictures": f"{pictures.low:+.3f} to {pictures.high:+.3f}",
+        "p": f"{pictures.p_value:.2g}",
+    }
+
+
+def _interval(values: np.ndarray) -> str:
+    if len(values) < 2:
+        return ""
+    half = student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
+    return f"{values.mean() - half:+.3f} to {values.mean() + half:+.3f}"
+
+
+def show(table: Sequence[Mapping[str, object]]) -> None:
+    """Print the rows as a table."""
+    rounds.print_table("Arms against the control:", list(map(dict, table)))
+
+
+def commit() -> str:
+    """The commit that was measured, with a plus if files differ from it; empty outside a clone."""
+    folder = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain") else "")
