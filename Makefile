@@ -45,6 +45,7 @@ benchmark: $(STAMP)
 	@$(BIN)/python benchmarks/storage.py
 	@$(BIN)/python benchmarks/loader.py
 	@$(BIN)/python benchmarks/distillation_cost.py
+	@$(BIN)/python benchmarks/student.py
 	@$(BIN)/python benchmarks/everything.py
 
 clean:

@@ -114,7 +114,7 @@ def _run_task(task: str, out: Path) -> dict[str, Any]:
 
 def _write_config(place: Path, stores: dict[str, str]) -> Path:
     from samprior.storage.files import write_bytes
-    from samprior.training.config import to_toml
+    from samprior.training.toml_text import to_toml
 
     data = {**DEMO_CONFIG["data"], "train": stores["train"], "validation": stores["test"]}
     config = {**DEMO_CONFIG, "out": str(place / "run"), "data": data}

@@ -13,9 +13,15 @@ COMMANDS = {
     "migrate": ("migrate", "Copy a store of an older format to the present one."),
     "inspect": ("inspect", "Draw a store's masks as one HTML page."),
     "export": ("export", "Write a store as webdataset tars, COCO, SA-1B or PNG."),
+    "presets": ("presets", "List the training recipes that ship, or print one."),
     "train": ("train", "Train a network and distil the masks into it."),
     "evaluate": ("evaluate", "Score a checkpoint on a dataset, before and after."),
     "restore": ("restore", "Restore pictures with a checkpoint."),
+    "export-model": ("export_model", "Write a network for torch.export, ONNX or as weights."),
+    "import-checkpoint": (
+        "import_checkpoint",
+        "Take in the weights that a network's authors published.",
+    ),
     "doctor": ("doctor", "Say what this machine has and what is missing."),
     "demo": ("demo", "Run the whole path on embedded photographs."),
 }

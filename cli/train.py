@@ -2,33 +2,86 @@
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from samprior.cli.options import PathOption
 from samprior.cli.progress import Advance, progress
 
+if TYPE_CHECKING:
+    from samprior.training.config import TrainConfig
+    from samprior.training.run import RunResult
+
 
 @click.command("train")
-@click.option("--config", type=PathOption, help="TOML file; needed are out and data.train.")
+@click.option(
+    "--config", type=PathOption, help="TOML file, or one of `samprior presets` by its name."
+)
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key.")
-def command(config: Path | None, overrides: tuple[str, ...]) -> None:
+@click.option("--network", help="Short for --set network.name=..., such as my_package.nets:make.")
+@click.option(
+    "--launcher",
+    type=click.Choice(["here", "ray"]),
+    default="here",
+    show_default=True,
+    help="here: this process, or the ranks that torchrun started; ray: workers of Ray Train.",
+)
+@click.option("--workers", type=click.IntRange(min=1), help="Workers of --launcher ray.")
+@click.option(
+    "--gpus-per-worker",
+    type=click.FloatRange(min=0),
+    default=0,
+    show_default=True,
+    help="GPUs of each of these workers.",
+)
+def command(
+    config: Path | None,
+    overrides: tuple[str, ...],
+    network: str | None,
+    launcher: str,
+    workers: int | None,
+    gpus_per_worker: float,
+) -> None:
     """Train network 1, a teacher that sees the masks, and distil it back into network 1.
 
     Run the same command again to resume; the result is the same as without the break.
 
     \b
     samprior train --config gopro.toml
+    samprior train --config gopro_nafnet_w32 --set data.train=stores/gopro
     samprior train --config gopro.toml --set loss.lambda_spd=0.1 --set out=runs/gopro-0.1
     samprior train --set data.train=stores/rain --set out=runs/rain --set mode=plain
+    samprior train --config gopro.toml --launcher ray --workers 8 --gpus-per-worker 1
+    torchrun --nproc-per-node 8 -m samprior.cli train --config gopro.toml
     """
+    if (workers is None) == (launcher == "ray"):
+        raise click.UsageError("--launcher ray and --workers N go together")
     from samprior.training.config import load_config
+
+    named = () if network is None else (f"network.name={network}",)
+    settings = load_config(config, [*overrides, *named])
+    if workers is not None:
+        _report(settings, _train_with_ray(settings, workers, gpus_per_worker))
+        return
+    from samprior.training.parallel import is_leading_process
     from samprior.training.run import train
 
-    settings = load_config(config, overrides)
     with ExitStack() as stack:
         result = train(settings, progress=_StageBars(stack))
+    if is_leading_process():
+        _report(settings, result)
+
+
+def _train_with_ray(settings: "TrainConfig", workers: int, gpus_per_worker: float) -> "RunResult":
+    from samprior.pipeline.ray_session import ray_session
+    from samprior.training.ray_train import train_with_ray
+
+    with ray_session(advice="try it without --launcher ray"):
+        return train_with_ray(settings, workers=workers, gpus_per_worker=gpus_per_worker)
+
+
+def _report(settings: "TrainConfig", result: "RunResult") -> None:
     click.echo(f"{settings.out}:")
     for name, stage in result.stages.items():
         if stage.psnr_db is not None and stage.start_psnr_db is not None:

@@ -84,12 +84,20 @@ def _kind(annotation: Any, limits: Sequence[object] = ()) -> str:  # noqa: ANN40
         return ", ".join(f'`"{choice}"`' for choice in inner)
     if origin in (Union, types.UnionType):
         return " or ".join(_kind(part) for part in inner if part is not type(None))
+    if origin is tuple and inner[-1] is Ellipsis:
+        return f"list of {_kind(inner[0])}"
     if origin is tuple:
         return f"list of {len(inner)}: {_kind(inner[0])}"
     if origin is list:
         return f"list of {_kind(inner[0])}"
     if origin is dict:
         return f"table of {_kind(inner[1])}"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        keys = (
+            f"`{key}` ({_kind(field.annotation, field.metadata)})"
+            for key, field in annotation.model_fields.items()
+        )
+        return f"tables of {', '.join(keys)}"
     return ", ".join([_PLAIN[annotation], *map(_limit, limits)])
 
 

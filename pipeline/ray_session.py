@@ -20,8 +20,8 @@ OBJECT_STORE_BYTES = 256 * 2**20
 
 
 @contextmanager
-def ray_session() -> Iterator[None]:
-    """Have a Ray inside the block.
+def ray_session(*, advice: str = "try --workers 0") -> Iterator[None]:
+    """Have a Ray inside the block. `advice` is what its errors end with.
 
     Raises:
         StoreError: Ray can't be started or reached, or fails inside the block.
@@ -31,10 +31,10 @@ def ray_session() -> Iterator[None]:
         return
     with _private_settings():
         try:
-            _start_ray()
+            _start_ray(advice)
             yield
         except RayError as error:
-            raise StoreError(f"Ray failed ({first_line(error)}); try --workers 0") from error
+            raise StoreError(f"Ray failed ({first_line(error)}); {advice}") from error
         finally:
             ray.shutdown()
 
@@ -44,7 +44,7 @@ def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _start_ray() -> None:
+def _start_ray(advice: str) -> None:
     try:
         if address := os.environ.get("RAY_ADDRESS"):
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
@@ -58,7 +58,7 @@ def _start_ray() -> None:
     except (RayError, OSError, RuntimeError, ValueError) as error:
         at = f" at RAY_ADDRESS={address}" if address else ""
         raise StoreError(
-            f"Ray can't be started or reached{at} ({first_line(error)}); try --workers 0"
+            f"Ray can't be started or reached{at} ({first_line(error)}); {advice}"
         ) from error
 
 

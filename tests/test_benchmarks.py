@@ -36,6 +36,7 @@ NAMES = (
     "scenes",
     "sides",
     "storage",
+    "student",
     "windows",
 )
 TINY_SAM = ("--model", "tiny", "--points-per-side", "4", "--size", "160", "90")
@@ -71,6 +72,7 @@ def run(script: ModuleType, *arguments: str) -> Result:
         ("everything", (*TINY_SAM, *WITHOUT_MEMORY, "--precision", "bfloat16"), 6),
         ("storage", ("--quick",), 10),
         ("distillation_cost", ("--crop-px", "16", "--batch-size", "1", "--device", "cpu"), 2),
+        ("student", ("--network", "nafnet", "--image-px", "16", "--device", "cpu"), 1),
     ],
 )
 def test_a_benchmark_prints_what_it_writes(

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from samprior.storage.errors import ConfigError
-from samprior.training.config import TrainConfig, load_config, to_toml
+from samprior.training.config import TrainConfig, load_config
+from samprior.training.toml_text import to_toml
 
 NEEDED = ("out=run", "data.train=store")
 
@@ -106,7 +107,7 @@ def test_overrides_are_toml_and_anything_else_is_a_string(tmp_path: Path) -> Non
         [
             "seed=7",
             "out=runs/b c",
-            "data.augment=false",
+            "data.augment=none",
             "optimizer.lr=2e-4",
             "optimizer.betas=[0.5, 0.999]",
             "network.settings.enc_blocks=[1, 2]",
@@ -116,7 +117,7 @@ def test_overrides_are_toml_and_anything_else_is_a_string(tmp_path: Path) -> Non
     )
     assert config.seed == 7
     assert config.out == Path("runs/b c")
-    assert config.data.augment is False
+    assert config.data.augment == "none"
     assert config.data.crop_px == 64
     assert config.optimizer.lr == 2e-4
     assert config.optimizer.betas == (0.5, 0.999)
@@ -214,7 +215,15 @@ def test_identity_leaves_out_where_a_run_lies_and_how_it_talks(stage: str) -> No
         "precision=bf16",
         "data.crop_px=64",
         "data.batch_size=3",
-        "data.augment=false",
+        "data.augment=none",
+        "data.mixup_alpha=1.2",
+        "data.rain_layers=synthetic",
+        "optimizer.name=adam",
+        "optimizer.schedule=steps",
+        "optimizer.decay_every=7",
+        "optimizer.decay_factor=0.1",
+        "network.settings.fast=true",
+        "network.rain_kernels=init_kernel.mat",
         "optimizer.lr=0.5",
         "optimizer.ema_decay=0.5",
         "network.name=other",
@@ -251,6 +260,8 @@ def test_every_setting_is_in_some_identity_or_known_to_be_in_none() -> None:
     """A new setting must be given a place: here, or in the weights' identity."""
     in_none = {
         "out", "mode", "device", "log_every", "validate_every", "save_every",
+        "keep_best", "ship", "validation_pictures", "tensorboard",
+        "accumulate", "channels_last", "compile", "sync_batchnorm",
         "data.train", "data.masks", "data.validation", "data.loader_threads",
     }  # fmt: skip
     config: TrainConfig = load_config(None, NEEDED)

@@ -1,7 +1,6 @@
 """Training: what each stage changes, a comparison that is fair, and runs that survive anything."""
 
 import json
-import math
 import os
 import shutil
 import signal
@@ -9,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -25,16 +23,16 @@ from samprior.storage.images import read_rgb
 from samprior.storage.manifest import Header, write_header
 from samprior.storage.writer import write_shard
 from samprior.training.checkpoint import load_checkpoint, load_network, save_checkpoint
-from samprior.training.config import OptimizerConfig, TrainConfig, load_config
+from samprior.training.config import TrainConfig, load_config
 from samprior.training.data import Batch, Crops
 from samprior.training.loader import CropLoader
-from samprior.training.loop import StageRun, learning_rate
 from samprior.training.metrics import psnr
 from samprior.training.networks import build_network
 from samprior.training.priors import build_analyzer
 from samprior.training.priors.regions import RegionBatch
 from samprior.training.restore import restore
 from samprior.training.run import RunResult, train
+from samprior.training.stage_run import StageRun
 from samprior.training.stages import (
     Losses,
     build_networks,
@@ -151,15 +149,23 @@ def first_batch(
 
 
 @pytest.mark.parametrize("prepared", [True, False], ids=["frozen by the run", "not frozen"])
-@pytest.mark.parametrize("spd_target", ["teacher", "teacher_where_better"])
+@pytest.mark.parametrize(
+    "switch",
+    [
+        "loss.spd_target=teacher",
+        "loss.spd_target=teacher_where_better",
+        "loss.spd_distance=reconstruction",
+        "loss.spd_input=start",
+    ],
+)
 def test_distillation_gives_gradients_to_network_1_alone(
-    configure: Configure, store: MaskStore, spd_target: str, *, prepared: bool
+    configure: Configure, store: MaskStore, switch: str, *, prepared: bool
 ) -> None:
-    config = configure(f"loss.spd_target={spd_target}")
+    config = configure(switch)
     network, teacher = build_networks(config)
     stirred(network), stirred(teacher)
     stage = distill_stage(config, network, teacher, build_relation(config.loss))
-    _, relation = stage.frozen
+    relation = stage.frozen[1]
     if prepared:
         StageRun(stage, config, CPU)
     losses = stage.losses(a_batch(store))
@@ -186,6 +192,24 @@ def test_the_total_is_the_weighted_sum_of_its_terms(configure: Configure, store:
     )
     wanted = losses["reconstruction"] + 0.25 * losses["spd"] + 3 * losses["sgr"]
     torch.testing.assert_close(losses["total"], wanted)
+
+
+def test_the_teacher_may_refine_what_the_stage_began_with(
+    configure: Configure, store: MaskStore
+) -> None:
+    """Its images then stay the same while network 1 learns."""
+    batch = a_batch(store)
+    for spd_input, stays in (("start", True), ("present", False)):
+        config = configure(f"loss.spd_input={spd_input}", NO_SGR, "loss.lambda_spd=1")
+        network, teacher = build_networks(config)
+        stirred(network), stirred(teacher)
+        seen: list[torch.Tensor] = []
+        teacher.register_forward_hook(lambda *call, seen=seen: seen.append(call[-1]))
+        stage = distill_stage(config, network, teacher, None)
+        run = StageRun(stage, config, CPU)
+        for _ in range(2):
+            run.advance(batch)
+        assert torch.equal(seen[0], seen[1]) == stays
 
 
 def test_without_weight_sgr_needs_no_analyzer(configure: Configure) -> None:
@@ -472,7 +496,7 @@ write_through, calls = os.fsync, []
 
 def fsync(descriptor):
     calls.append(descriptor)
-    if len(calls) == 21:
+    if len(calls) == 61:
         os.kill(os.getpid(), signal.SIGKILL)
     write_through(descriptor)
 
@@ -721,42 +745,6 @@ def test_the_average_moves_by_its_decay(configure: Configure, store: MaskStore) 
     run.advance(a_batch(store, ()))
     for name, value in network.state_dict().items():
         torch.testing.assert_close(run.average[name], 0.05 * before[name] + 0.95 * value)
-
-
-# ---- learning rate
-
-
-def test_the_learning_rate_warms_up_and_falls_as_a_cosine() -> None:
-    settings = OptimizerConfig(warmup_steps=4, min_lr=1e-6)
-    rates = [learning_rate(step, 24, 1e-3, settings) for step in range(24)]
-    assert rates[:4] == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3])
-    assert rates[4] == 1e-3
-    assert all(a > b for a, b in pairwise(rates[4:]))
-    assert rates[14] == pytest.approx((1e-3 + 1e-6) / 2)
-    assert learning_rate(24, 24, 1e-3, settings) == 1e-6
-
-
-def test_the_learning_rate_is_that_of_torch() -> None:
-    settings = OptimizerConfig(min_lr=1e-7)
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.5)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=30, eta_min=1e-7)
-    for step in range(30):
-        ours = learning_rate(step, 30, 0.5, settings)
-        assert math.isclose(ours, schedule.get_last_lr()[0], rel_tol=1e-6)
-        optimizer.step()
-        schedule.step()
-
-
-@pytest.mark.parametrize(("iterations", "warmup_steps"), [(1, 0), (1, 5), (5, 5), (3, 100)])
-def test_short_stages_have_a_learning_rate(iterations: int, warmup_steps: int) -> None:
-    settings = OptimizerConfig(warmup_steps=warmup_steps)
-    for step in range(iterations):
-        assert 0 < learning_rate(step, iterations, 1e-3, settings) <= 1e-3
-
-
-def test_a_peak_below_the_floor_stays() -> None:
-    settings = OptimizerConfig(min_lr=1e-3)
-    assert {learning_rate(step, 10, 1e-4, settings) for step in range(10)} == {1e-4}
 
 
 # ---- real pictures

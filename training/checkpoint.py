@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from samprior.storage.errors import CheckpointError, UsageError
 from samprior.storage.files import write_bytes
-from samprior.training.networks import build_network
+from samprior.training.networks import build_network, is_factory
 
 Tensors = dict[str, Tensor]
 _RECORD = "samprior"  # one metadata key: safetensors does not keep the order of several
@@ -82,7 +82,9 @@ def load_network(
     Args:
         path: a model.safetensors of ours, a run's folder that holds one, or an official .pth
             file, for which `name` and `preset` say what it is.
-        name: architecture of an official file.
+        name: architecture of an official file. A checkpoint of ours says it itself, but one made
+            by `package.module:factory` is only opened when that is given here: a file from
+            elsewhere must not choose which code runs.
         preset: shape of an official file.
 
     Raises:
@@ -94,16 +96,32 @@ def load_network(
             raise CheckpointError(f"{file}: say what it is with --network and --preset")
         network = build_network(name, preset=preset)
         load_strictly(network, read_official(file), file)
-        return network.eval(), {"network": {"name": name, "preset": preset}, "origin": file.name}
+        told: dict[str, Any] = {"name": name, "preset": preset, "settings": {}}
+        return network.eval(), {"network": told, "origin": file.name}
     tensors, record = load_checkpoint(file)
-    if name is not None or preset is not None:
-        raise UsageError(f"{file} says what it is; leave out --network and --preset")
     if "network" not in record:
         raise CheckpointError(f"{file} holds no network to run; use the run's model.safetensors")
     made = record["network"]
+    _require_known_maker(file, made["name"], name)
+    if preset is not None:
+        raise UsageError(f"{file} says what it is; leave out --preset")
     network = build_network(made["name"], preset=made["preset"], **made["settings"])
     load_strictly(network, tensors, file)
     return network.eval(), record
+
+
+def _require_known_maker(file: Path, recorded: object, given: str | None) -> None:
+    """Refuse a file that names code which the user didn't, and a user who names other code."""
+    if not is_factory(recorded):
+        if given is not None:
+            raise UsageError(f"{file} says what it is; leave out --network and --preset")
+    elif given is None:
+        raise CheckpointError(
+            f"{file} was trained with the network {recorded!r}, which is code outside samprior; if "
+            f"you trust it, give --network {recorded}"
+        )
+    elif given != recorded:
+        raise CheckpointError(f"{file} was trained with the network {recorded!r}, not {given!r}")
 
 
 def read_official(file: Path) -> Tensors:

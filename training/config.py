@@ -5,16 +5,16 @@ key. The resolved configuration is saved with the run (resolved.toml), and what 
 weights inside every checkpoint.
 """
 
-import difflib
-import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from samprior.storage.errors import ConfigError
+from samprior.training.recipes import find_config
+from samprior.training.toml_text import explain, override
 
 Mode = Literal["plain", "control", "distill", "compare"]
 Positive = Annotated[int, Field(ge=1)]
@@ -22,6 +22,8 @@ Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Weight = Annotated[float, Field(ge=0.0)]
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
+CropSide = Annotated[int, Field(ge=8, multiple_of=8)]
+Setting = bool | int | float | str | list[int] | list[float]
 
 
 class _Section(BaseModel):
@@ -34,6 +36,17 @@ class _Section(BaseModel):
     )
 
 
+class PhaseConfig(_Section):
+    """A part of the base stage with crops of one size, as Restormer trains on growing ones."""
+
+    steps: Positive
+    """Optimizer steps; the last phase goes on to the end of the stage."""
+    crop_px: CropSide
+    """Side of the square crops, pixels."""
+    batch_size: Positive
+    """Crops per step."""
+
+
 class DataConfig(_Section):
     """What the network is trained on."""
 
@@ -43,12 +56,18 @@ class DataConfig(_Section):
     """Mask set of the training store; main is its own. Validation takes its store's own."""
     validation: str | None = None
     """Mask store that is scored during training; None scores nothing."""
-    crop_px: Annotated[int, Field(ge=8, multiple_of=8)] = 256
+    crop_px: CropSide = 256
     """Side of the square training crops, pixels; a multiple of 8, VGG's stride at relu4_4."""
     batch_size: Positive = 8
     """Crops per step."""
-    augment: bool = True
+    phases: tuple[PhaseConfig, ...] = ()
+    """Sizes of base in turn; later stages take crop_px and batch_size, or else the last phase's."""
+    augment: Literal["flips_turns", "none"] = "flips_turns"
     """Random flips and quarter turns, of images and masks alike."""
+    mixup_alpha: Weight = 0.0
+    """Each crop is mixed with another at a share from Beta(alpha, alpha), masks stay; 0 is off."""
+    rain_layers: str | None = None
+    """Folder of rain streak pictures, or synthetic: RainMix lays them over crops; None is off."""
     min_mask_px: Count = 64
     """Smaller masks of an image are left out, pixels."""
     max_mask_iou: Share = 0.9
@@ -60,33 +79,67 @@ class DataConfig(_Section):
     loader_threads: Positive = 2
     """Threads that read crops ahead."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _sizes_of_the_last_phase(cls, values: Any) -> Any:  # noqa: ANN401  # not checked yet
+        phases = values.get("phases") if isinstance(values, dict) else None
+        if not isinstance(phases, list | tuple) or not phases or not isinstance(phases[-1], dict):
+            return values
+        sizes = {key: phases[-1][key] for key in ("crop_px", "batch_size") if key in phases[-1]}
+        return {**sizes, **values}
+
+    @property
+    def largest_crop_px(self) -> int:
+        """Side of the largest crops of any stage, pixels."""
+        return max(self.crop_px, *(phase.crop_px for phase in self.phases), 0)
+
 
 class NetworkConfig(_Section):
     """Network 1, the one that ships; network 2 is a second one of its kind."""
 
     name: str = "nafnet"
-    """Architecture."""
+    """Architecture, or package.module:factory, which makes a network of your own."""
     preset: str | None = None
     """Published shape, such as gopro_w32; None takes the architecture's defaults."""
-    settings: dict[str, int | float | list[int]] = {}
+    settings: dict[str, Setting] = {}
     """Single settings over the preset, such as width."""
     init: Path | None = None
     """Checkpoint to start network 1 from: ours, or an official .pth."""
+    rain_kernels: Path | None = None
+    """RCDNet's init_kernel.mat to start from; None computes the kernels."""
+
+    @model_validator(mode="after")
+    def _one_start(self) -> Self:
+        if self.init is not None and self.rain_kernels is not None:
+            raise ValueError(
+                "network.init has rain kernels of its own; leave out network.rain_kernels"
+            )
+        return self
 
 
 class OptimizerConfig(_Section):
-    """AdamW with a cosine schedule, as NAFNet trains."""
+    """How weights move; the defaults are NAFNet's."""
 
+    name: Literal["adamw", "adam"] = "adamw"
+    """adamw decays weights apart from the gradient, adam adds their decay to it."""
     lr: Annotated[float, Field(gt=0.0)] = 1e-3
     """Peak learning rate of the base stage."""
     extra_lr_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.25
     """Peak of the later stages, as a share of `lr`; equal for control and distillation."""
+    schedule: Literal["cosine", "constant_cosine", "linear_decay", "steps"] = "cosine"
+    """How the rate falls in the base stage; later stages fall as a cosine from their own peak."""
+    hold_steps: Count = 0
+    """Steps at the peak before constant_cosine or linear_decay falls, warm-up among them."""
+    decay_every: Positive = 50_000
+    """Steps between the drops of the schedule steps."""
+    decay_factor: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    """What each of these drops multiplies the rate by."""
     min_lr: Weight = 1e-7
-    """Where the cosine ends."""
+    """Where every schedule ends; steps goes no lower."""
     betas: tuple[Decay, Decay] = (0.9, 0.9)
     """Decay of the running moments."""
     weight_decay: Weight = 1e-3
-    """Decoupled weight decay."""
+    """Strength of the pull to zero."""
     warmup_steps: Count = 0
     """Steps of linear warm-up at the start of each stage."""
     clip_norm: Weight = 0.01
@@ -94,16 +147,31 @@ class OptimizerConfig(_Section):
     ema_decay: Decay = 0.0
     """Decay per step of the averaged weights that are validated and shipped; 0 turns it off."""
 
+    @model_validator(mode="after")
+    def _holds_what_can_be_held(self) -> Self:
+        if self.hold_steps and self.schedule not in ("constant_cosine", "linear_decay"):
+            raise ValueError(
+                f"optimizer.hold_steps is {self.hold_steps}, which schedule {self.schedule!r} has "
+                "no use for; set optimizer.schedule to constant_cosine or linear_decay"
+            )
+        return self
+
 
 class LossConfig(_Section):
     """L = L_recon + lambda_spd * L_SPD + lambda_sgr * L_SGR."""
 
-    reconstruction: Literal["charbonnier", "l1", "mse", "psnr"] = "psnr"
-    """The base network's own loss; SPD uses the same functional."""
+    reconstruction: Literal["charbonnier", "deep_supervision", "l1", "l1_ssim", "mse", "psnr"] = (
+        "psnr"
+    )
+    """The base network's own loss, also for SPD; deep_supervision is RCDNet's, with mse for SPD."""
     lambda_spd: Weight = 0.5
     """Weight of the self-distillation term."""
     spd_target: Literal["teacher", "teacher_where_better"] = "teacher"
     """What SPD pulls to; the second follows the teacher only where it is closer to the truth."""
+    spd_distance: Literal["bounded", "reconstruction"] = "bounded"
+    """reconstruction is the loss of that name; bounded too, but of psnr one that ends (ours)."""
+    spd_input: Literal["present", "start"] = "present"
+    """What the teacher refines in stage B: the network's images, or those of its first weights."""
     lambda_sgr: Weight = 0.1
     """Weight of the relation term; 0 needs no analyzer."""
     analyzer: Literal["vgg19", "random-vgg"] = "vgg19"
@@ -157,6 +225,22 @@ class TrainConfig(_Section):
     """Steps between scores on data.validation; each stage also starts and ends with one."""
     save_every: Positive = 1000
     """Steps between resumable checkpoints."""
+    keep_best: Count = 1
+    """Averaged weights of a stage's best validation scores that are kept below best/."""
+    ship: Literal["last", "best"] = "last"
+    """best ships the best weights of the last stage, chosen on data.validation."""
+    validation_pictures: Count = 4
+    """First validation images drawn at each score as degraded, restored, clean (at most 256 px)."""
+    tensorboard: bool = False
+    """Also write TensorBoard's files; needs samprior[tensorboard]."""
+    accumulate: Positive = 1
+    """Parts that a step's batch is computed in, one after another, to save memory."""
+    channels_last: bool = False
+    """Keep images with channels innermost, which half precision on a GPU prefers."""
+    compile: bool = False
+    """torch.compile of the networks while they train; needs a C++ compiler."""
+    sync_batchnorm: bool = False
+    """Batch norm over the crops of all ranks instead of each rank's own; GPUs only."""
     data: DataConfig
     network: NetworkConfig = NetworkConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -168,6 +252,12 @@ class TrainConfig(_Section):
     def _base_or_init(self) -> Self:
         if self.stages.base == 0 and self.network.init is None:
             raise ValueError("stages.base is 0 and network.init is not set: nothing to start from")
+        return self
+
+    @model_validator(mode="after")
+    def _best_is_known(self) -> Self:
+        if self.ship == "best" and (self.data.validation is None or not self.keep_best):
+            raise ValueError("ship = best needs data.validation, and keep_best of at least 1")
         return self
 
     def identity(self, stage: str) -> dict[str, Any]:
@@ -185,6 +275,8 @@ class TrainConfig(_Section):
             del record["data"][unused]
         if stage == "base":
             del record["optimizer"]["extra_lr_share"]
+            if self.data.phases:
+                del record["data"]["crop_px"], record["data"]["batch_size"]
         earlier = {"base": {"base"}, "control": {"base", "distill"}, "fusion": {"base", "fusion"}}
         uses_masks = stage in ("fusion", "distill")
         record["stages"] = self.stages.model_dump(include=earlier.get(stage))
@@ -202,6 +294,7 @@ class TrainConfig(_Section):
 def load_config(file: Path | None, overrides: Sequence[str] = ()) -> TrainConfig:
     """Read a TOML file, lay `key.sub=value` overrides over it, and check everything.
 
+    Where there is no such file, the shipped preset of that name is read (`samprior presets`).
     Values of overrides are TOML (`true`, `3`, `[1, 2]`); anything else is taken as a string.
 
     Raises:
@@ -210,82 +303,13 @@ def load_config(file: Path | None, overrides: Sequence[str] = ()) -> TrainConfig
     settings: dict[str, Any] = {}
     if file is not None:
         try:
-            settings = tomllib.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise ConfigError(f"{file} does not exist; name a TOML file with --config") from error
+            settings = tomllib.loads(find_config(file).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise ConfigError(f"{file} is no valid TOML: {error}") from error
-    for override in overrides:
-        _override(settings, override)
+    for text in overrides:
+        override(settings, text)
     try:
         return TrainConfig.model_validate(settings)
     except ValidationError as error:
         origin = file or "the settings"
-        raise ConfigError(f"{origin}: {'; '.join(_explain(error))}") from error
-
-
-def to_toml(values: Mapping[str, Any], prefix: str = "") -> str:
-    """Nested settings as TOML text; None is left out."""
-    lines = [
-        # Not ASCII: JSON writes rare characters as two escapes, which TOML doesn't know.
-        f"{name} = {json.dumps(value, ensure_ascii=False)}"
-        for name, value in values.items()
-        if value is not None and not isinstance(value, Mapping)
-    ]
-    text = "".join(line + "\n" for line in lines)
-    for name, value in values.items():
-        if isinstance(value, Mapping) and value:
-            text += f"\n[{prefix}{name}]\n" + to_toml(value, f"{prefix}{name}.")
-    return text
-
-
-def _override(settings: dict[str, Any], override: str) -> None:
-    name, equals, text = override.partition("=")
-    *sections, key = name.strip().split(".")
-    if not equals or not key:
-        raise ConfigError(f"--set takes key=value, got {override!r}; for example loss.lambda_spd=1")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    for section in sections:
-        settings = settings.setdefault(section, {})
-        if not isinstance(settings, dict):
-            raise ConfigError(f"--set {override}: {section} is a value, not a section")
-    settings[key] = value
-
-
-def _explain(error: ValidationError) -> list[str]:
-    lines = []
-    for problem in error.errors():
-        name = ".".join(map(str, problem["loc"]))
-        if problem["type"] == "extra_forbidden":
-            lines.append(f"unknown key {name!r}{_nearest(problem['loc'])}")
-        elif problem["type"] == "missing":
-            lines.append(f"{name} is missing")
-        elif problem["type"] == "value_error":
-            lines.append(str(problem["ctx"]["error"]))
-        else:
-            lines.append(f"{name}: {problem['msg'].lower()}, got {problem['input']!r}")
-    return lines
-
-
-def _nearest(location: tuple[int | str, ...]) -> str:
-    """A hint at the key that was meant: the nearest of its section, else of all sections."""
-    *sections, key = map(str, location)
-    keys = _dotted_keys(TrainConfig)
-    here = [name for name in keys if name.split(".")[:-1] == sections]
-    for names in (here, keys):
-        by_leaf = {name.rpartition(".")[2]: name for name in names}
-        if near := difflib.get_close_matches(key, by_leaf, n=1):
-            return f"; did you mean {by_leaf[near[0]]!r}?"
-    return f"; known here: {', '.join(here)}"
-
-
-def _dotted_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
-    names = []
-    for name, field in model.model_fields.items():
-        names.append(prefix + name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            names += _dotted_keys(field.annotation, f"{prefix}{name}.")
-    return names
+        raise ConfigError(f"{origin}: {'; '.join(explain(error, TrainConfig))}") from error

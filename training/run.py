@@ -1,6 +1,8 @@
 """A whole run: its stages in order, the files it leaves, and the comparison that counts."""
 
 import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from torch import nn
 from samprior.storage import MaskStore
 from samprior.storage.errors import CheckpointError, ConfigError
 from samprior.storage.files import only_writer, remove_drafts, sha256_of, write_bytes
+from samprior.training.best import best_file
 from samprior.training.checkpoint import (
     load_checkpoint,
     load_strictly,
@@ -19,10 +22,15 @@ from samprior.training.checkpoint import (
     require_same_settings,
     save_checkpoint,
 )
-from samprior.training.config import TrainConfig, to_toml
+from samprior.training.config import TrainConfig
 from samprior.training.data import content_digest, require_croppable
-from samprior.training.loop import Progress, StageResult, run_stage
+from samprior.training.logs import require_tensorboard
+from samprior.training.loop import run_stage
+from samprior.training.mixing import open_rain_layers, rain_layers_digest
+from samprior.training.model_card import CARD, Shipped, model_card, model_record
+from samprior.training.parallel import Team, joined
 from samprior.training.priors import RelationLoss
+from samprior.training.reports import Progress, StageResult
 from samprior.training.restore import pick_device
 from samprior.training.stages import (
     STAGES_OF_MODE,
@@ -35,6 +43,8 @@ from samprior.training.stages import (
     distill_stage,
     fusion_stage,
 )
+from samprior.training.toml_text import to_toml
+from samprior.training.validation import protocol_of
 
 
 @dataclass(frozen=True)
@@ -60,21 +70,78 @@ class RunResult:
         return distilled.psnr_db - control.psnr_db
 
 
+def read_result(config: TrainConfig) -> RunResult:
+    """How a finished run ended, from its folder."""
+    summary = json.loads((config.out / "summary.json").read_text(encoding="utf-8"))
+    stages = {name: StageResult(**values) for name, values in summary["stages"].items()}
+    shipped = config.out / "model.safetensors"
+    return RunResult(stages, shipped, summary["protocol"], _advice(config))
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What a run needs, checked before anything is written."""
+
+    store: MaskStore
+    validation: MaskStore | None
+    network: nn.Module
+    teacher: Teacher
+    relation: RelationLoss | None
+    records: dict[str, dict[str, Any]]
+    """What the checkpoints of each stage say about how they were made."""
+
+    @property
+    def num_validated(self) -> int:
+        return len(self.validation) if self.validation else 0
+
+
 def train(config: TrainConfig, *, progress: Progress | None = None) -> RunResult:
     """Run every stage of `config.mode`; finished stages are loaded, unfinished ones go on.
 
     Writes below `config.out`: resolved.toml, one folder per stage, model.safetensors (the network
-    that ships) and summary.json.
+    that ships), its model_card.md and summary.json. Among the ranks of torchrun or Ray Train, all
+    call this, rank 0 writes, and all get the same result.
 
     Raises:
         ConfigError, StoreError, CheckpointError: settings, stores and files that don't fit.
-        TrainingError: the loss is no longer finite.
+        TrainingError: the loss is no longer finite, or another rank failed.
     """
-    device = pick_device(config.device)
+    with joined(pick_device(config.device)) as (team, device):
+        with team.together():
+            run = _prepare(config, device, team)
+        with _writing(config, team, run):
+            results: dict[str, StageResult] = {}
+            for name, record in run.records.items():
+                with team.together():
+                    stage = _stage(name, config, run.network, run.teacher, run.relation)
+                results[name] = run_stage(
+                    stage, config, run.store, run.validation, device,
+                    record=record, team=team, progress=progress,
+                )  # fmt: skip
+                # Not compared on resume: its name tells of a file that may be renamed, see
+                # `_identity`.
+                record["analyzer"] = stage.analyzer
+                with team.together():  # the next stage reads it on all ranks
+                    if team.leads:
+                        about = model_record(record, stage, asdict(results[name]), run.validation)
+                        weights = stage.learns.state_dict()
+                        save_checkpoint(_model_file(config, name), weights, about)
+            return team.share(lambda: _conclude(config, results, run))
+
+
+def _prepare(config: TrainConfig, device: torch.device, team: Team) -> _Prepared:
+    """Open and build everything, and refuse what can't be trained."""
     if config.precision == "fp16" and device.type != "cuda":
         raise ConfigError(f"precision fp16 needs a GPU, the device is {device}; use bf16 or fp32")
+    if config.sync_batchnorm and device.type != "cuda":
+        raise ConfigError(f"sync_batchnorm needs GPUs, the device is {device}; leave it out")
+    if config.tensorboard:
+        require_tensorboard()
+    for batch_size in (config.data.batch_size, *(phase.batch_size for phase in config.data.phases)):
+        team.share_of_batch(batch_size, config.accumulate)
     store = MaskStore.open(config.data.train, masks=config.data.masks)
-    require_croppable(store, config.data.crop_px)
+    require_croppable(store, config.data.largest_crop_px)
+    open_rain_layers(config.data.rain_layers, config.data.largest_crop_px, seed=config.seed)
     validation = _validation_store(config.data.validation)
     network, teacher = build_networks(config)
     if config.network.init is not None:
@@ -84,38 +151,52 @@ def train(config: TrainConfig, *, progress: Progress | None = None) -> RunResult
     # Before the first stage: a run must not end after days for want of a download.
     distils = "distill" in STAGES_OF_MODE[config.mode]
     relation = build_relation(config.loss) if distils else None
-    with only_writer(config.out):
-        for folder in (config.out, *(config.out / name for name in records)):
-            remove_drafts(folder)  # a killed run leaves one as large as a checkpoint
-        settings = to_toml(config.model_dump(mode="json"))
-        write_bytes(config.out / "resolved.toml", settings.encode())
-        results: dict[str, StageResult] = {}
-        for name, record in records.items():
-            stage = _stage(name, config, network, teacher, relation)
-            results[name] = run_stage(
-                stage, config, store, validation, device, record=record, progress=progress
-            )
-            # Not compared on resume: its name tells of a file that may be renamed, see `_identity`.
-            record["analyzer"] = stage.analyzer
-            weights = stage.learns.state_dict()
-            save_checkpoint(_model_file(config, name), weights, _model_record(record, stage))
-        return _conclude(config, results, records, len(validation) if validation else 0)
+    return _Prepared(store, validation, network, teacher, relation, records)
 
 
-def _conclude(
-    config: TrainConfig,
-    results: dict[str, StageResult],
-    records: dict[str, dict[str, Any]],
-    num_validated: int,
-) -> RunResult:
-    """Write the network that ships, and the summary."""
+@contextmanager
+def _writing(config: TrainConfig, team: Team, run: _Prepared) -> Iterator[None]:
+    """Rank 0 holds the run's folder, tidied, with the settings in it."""
+    with ExitStack() as stack:
+        with team.together():
+            if team.leads:
+                stack.enter_context(only_writer(config.out))
+                for folder in (config.out, *(config.out / name for name in run.records)):
+                    remove_drafts(folder)  # a killed run leaves one as large as a checkpoint
+                settings = to_toml(config.model_dump(mode="json"))
+                write_bytes(config.out / "resolved.toml", settings.encode())
+        yield
+
+
+def _conclude(config: TrainConfig, results: dict[str, StageResult], run: _Prepared) -> RunResult:
+    """Write the network that ships, its card, and the summary."""
     last = "distill" if "distill" in results else STAGES_OF_MODE[config.mode][-1]
-    model = config.out / "model.safetensors"
-    write_bytes(model, _model_file(config, last).read_bytes())
-    protocol = f"mean PSNR of {num_validated} whole validation images, RGB, 8 bit"
-    result = RunResult(results, model, protocol, _advice(config))
-    write_bytes(config.out / "summary.json", _summary(result, records[last]).encode())
+    model, chosen = config.out / "model.safetensors", _chosen_file(config, last, results[last])
+    write_bytes(model, chosen.read_bytes())
+    result = RunResult(results, model, protocol_of(run.num_validated), _advice(config))
+    num_parameters = sum(parameter.numel() for parameter in run.network.parameters())
+    card = model_card(
+        Shipped(read_record(model), num_parameters, results, result.gain_db, len(run.store))
+    )
+    write_bytes(config.out / CARD, card.encode())
+    ships = chosen.relative_to(config.out).as_posix()
+    write_bytes(
+        config.out / "summary.json", _summary(result, run.records[last], ships=ships).encode()
+    )
     return result
+
+
+def _chosen_file(config: TrainConfig, stage: str, result: StageResult) -> Path:
+    """The weights of a stage that ship."""
+    if config.ship == "last" or result.best_step is None or result.best_psnr_db is None:
+        return _model_file(config, stage)
+    file = best_file(config.out / stage, result.best_step, result.best_psnr_db)
+    if not file.exists():
+        raise CheckpointError(
+            f"{file} was not kept, so ship = best has nothing to ship; set ship = last, or remove "
+            f"{config.out / stage} to train that stage anew"
+        )
+    return file
 
 
 def _advice(config: TrainConfig) -> str | None:
@@ -193,9 +274,17 @@ def _identity(config: TrainConfig, stage: str, init_sha256: str | None) -> dict[
     """The settings of a stage, with files of weights known by content instead of by path."""
     identity = config.identity(stage)
     identity["network"]["init"] = init_sha256
+    identity["network"]["rain_kernels"] = _kernels_digest(config)
+    identity["data"]["rain_layers"] = rain_layers_digest(config.data.rain_layers)
     if stage == "distill":
         identity["loss"]["analyzer_weights"] = _analyzer_digest(config)
     return identity
+
+
+def _kernels_digest(config: TrainConfig) -> str | None:
+    # Read by `build_networks` before, so it is there.
+    file = config.network.rain_kernels
+    return sha256_of(file) if file is not None else None
 
 
 def _analyzer_digest(config: TrainConfig) -> str | None:
@@ -212,18 +301,12 @@ def _analyzer_digest(config: TrainConfig) -> str | None:
         ) from error
 
 
-def _model_record(about: dict[str, Any], stage: Stage) -> dict[str, Any]:
-    """The record of finished weights; only those of network 1 say how to build it."""
-    if stage.restores_with_masks:
-        return about
-    return {**about, "network": about["config"]["network"]}
-
-
-def _summary(result: RunResult, record: dict[str, Any]) -> str:
+def _summary(result: RunResult, record: dict[str, Any], *, ships: str) -> str:
     summary = {
         **record,
         "stages": {name: asdict(stage) for name, stage in result.stages.items()},
         "gain_over_control_db": result.gain_db,
         "protocol": result.protocol,
+        "ships": ships,
     }
     return json.dumps(summary, indent=1) + "\n"

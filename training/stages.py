@@ -10,23 +10,29 @@ the three terms of the loss (see docs/method.md).
 """
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from samprior.storage.errors import ConfigError
 from samprior.training.config import LossConfig, TrainConfig
 from samprior.training.data import Batch
 from samprior.training.networks import build_network
+from samprior.training.networks.rain_kernels import read_rain_kernels
+from samprior.training.networks.rcdnet import RCDNet
 from samprior.training.priors import (
-    RECONSTRUCTION_LOSSES,
     RelationLoss,
     SemanticPriorFusion,
+    bounded_psnr,
     build_analyzer,
     spd_loss,
     teacher_where_better,
 )
 from samprior.training.priors.regions import RegionBatch
+from samprior.training.reconstruction import image_loss, require_fitting_loss, restored_with_loss
+from samprior.training.schedule import Phases, base_phases, later_phases, samples_before
 
 Losses = dict[str, Tensor]
 """Scalars by name; `total` is what is minimised."""
@@ -63,6 +69,8 @@ class Stage:
     peak_lr: float
     first_sample: int
     """Place in the sequence of crops where the stage starts; equal for control and distill."""
+    phases: Phases
+    """Sizes of the crops and batches, one after the other; see `samprior.training.schedule`."""
     losses: Callable[[Batch], Losses]
     restore: Callable[[Tensor, RegionBatch | None], Tensor]
     """What is scored on the validation data: (B, 3, H, W) in, (B, 3, H, W) out."""
@@ -72,13 +80,17 @@ class Stage:
     mask_strides: tuple[int, ...] | None = None
     """Strides at which SGR pools masks; None when the stage looks at no masks."""
     mask_dropout: float = 0.0
+    schedule: str = "cosine"
+    """How the learning rate falls; a name of `learning_rate`."""
     analyzer: str | None = None
     """Name of SGR's analyzer, reported with every result."""
 
 
 def base_stage(config: TrainConfig, network: nn.Module) -> Stage:
     """Train network 1 from its initial weights."""
-    return _plain(config, network, "base", config.stages.base, config.optimizer.lr, 0)
+    stage = _plain(config, network, "base", config.stages.base, config.optimizer.lr, 0)
+    stage.phases, stage.schedule = base_phases(config), config.optimizer.schedule
+    return stage
 
 
 def control_stage(config: TrainConfig, network: nn.Module) -> Stage:
@@ -90,7 +102,6 @@ def control_stage(config: TrainConfig, network: nn.Module) -> Stage:
 
 def fusion_stage(config: TrainConfig, network: nn.Module, teacher: Teacher) -> Stage:
     """Stage A: train the teacher on the output of the frozen network 1."""
-    reconstruction = RECONSTRUCTION_LOSSES[config.loss.reconstruction]
 
     def restore(degraded: Tensor, regions: RegionBatch | None) -> Tensor:
         assert regions is not None
@@ -100,7 +111,14 @@ def fusion_stage(config: TrainConfig, network: nn.Module, teacher: Teacher) -> S
         return refined
 
     def losses(batch: Batch) -> Losses:
-        return {"total": reconstruction(restore(batch.degraded, batch.regions), batch.clean)}
+        assert batch.regions is not None
+        with torch.no_grad():
+            restored = network(batch.degraded)
+        fused = teacher.fusion(restored, batch.regions)
+        _, loss = restored_with_loss(
+            teacher.network2, fused, batch.clean, loss=config.loss.reconstruction
+        )
+        return {"total": loss}
 
     return Stage(
         name="fusion",
@@ -109,6 +127,7 @@ def fusion_stage(config: TrainConfig, network: nn.Module, teacher: Teacher) -> S
         iterations=config.stages.fusion,
         peak_lr=_extra_lr(config),
         first_sample=_extra_start(config),
+        phases=later_phases(config, config.stages.fusion),
         losses=losses,
         restore=restore,
         restores_with_masks=True,
@@ -122,21 +141,24 @@ def distill_stage(
 ) -> Stage:
     """Stage B: train network 1 on its own loss, towards the frozen teacher, and on relations."""
     settings = config.loss
+    start = deepcopy(network) if settings.spd_input == "start" else None
 
     def losses(batch: Batch) -> Losses:
         assert batch.regions is not None
-        restored = network(batch.degraded)
+        restored, loss = restored_with_loss(
+            network, batch.degraded, batch.clean, loss=settings.reconstruction
+        )
         with torch.no_grad():
-            refined = teacher(restored, batch.regions)
+            refined = teacher(start(batch.degraded) if start else restored, batch.regions)
         return distillation_losses(
-            restored, refined, batch.clean, batch.regions, settings, relation
+            restored, loss, refined, batch.clean, batch.regions, settings, relation
         )
 
     stage = _plain(
         config, network, "distill", config.stages.distill, _extra_lr(config), _extra_start(config)
     )
     stage.losses = losses
-    stage.frozen = (teacher,) if relation is None else (teacher, relation)
+    stage.frozen = tuple(each for each in (teacher, relation, start) if each is not None)
     stage.mask_strides = relation.analyzer.strides if relation else ()
     stage.analyzer = relation.analyzer.name if relation else None
     return stage
@@ -144,6 +166,7 @@ def distill_stage(
 
 def distillation_losses(
     restored: Tensor,
+    loss: Tensor,
     refined: Tensor,
     clean: Tensor,
     regions: RegionBatch,
@@ -154,20 +177,21 @@ def distillation_losses(
 
     Args:
         restored: network 1's images (B, 3, H, W).
+        loss: their reconstruction loss, L_recon.
         refined: the teacher's images (B, 3, H, W).
         clean: the truth (B, 3, H, W).
         regions: masks of the images.
         settings: weights and the kind of loss.
         relation: SGR, or None when its weight is 0.
     """
-    reconstruction = RECONSTRUCTION_LOSSES[settings.reconstruction]
     target = refined
     if settings.spd_target == "teacher_where_better":
         target = teacher_where_better(restored, refined, clean)
-    terms = {
-        "reconstruction": reconstruction(restored, clean),
-        "spd": spd_loss(restored, target, reconstruction=reconstruction),
-    }
+    if settings.spd_distance == "bounded" and settings.reconstruction == "psnr":
+        spd = bounded_psnr(restored, target, clean)
+    else:
+        spd = spd_loss(restored, target, reconstruction=image_loss(settings.reconstruction))
+    terms = {"reconstruction": loss, "spd": spd}
     total = terms["reconstruction"] + settings.lambda_spd * terms["spd"]
     if relation is not None:
         terms["sgr"] = relation(restored, refined, regions)
@@ -176,7 +200,13 @@ def distillation_losses(
 
 
 def build_networks(config: TrainConfig) -> tuple[nn.Module, Teacher]:
-    """Network 1 and a teacher of the same kind; initial weights are fixed by the seed."""
+    """Network 1 and a teacher of the same kind; initial weights are fixed by the seed.
+
+    Raises:
+        UsageError: a network that can't be built as it is set.
+        ConfigError: a loss or rain kernels that don't fit it.
+        CheckpointError: rain kernels that can't be read.
+    """
     made = config.network
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -187,6 +217,11 @@ def build_networks(config: TrainConfig) -> tuple[nn.Module, Teacher]:
             channels=config.fusion.channels,
             use_masks=config.fusion.use_masks,
         )
+    require_fitting_loss(network, config.loss.reconstruction)
+    if made.rain_kernels is not None:
+        if not isinstance(network, RCDNet):
+            raise ConfigError(f"network.rain_kernels is for rcdnet; {made.name} has none")
+        network.set_rain_kernels(read_rain_kernels(made.rain_kernels))
     return network, Teacher(fusion, second)
 
 
@@ -205,10 +240,10 @@ def build_relation(settings: LossConfig) -> RelationLoss | None:
 def _plain(
     config: TrainConfig, network: nn.Module, name: str, iterations: int, lr: float, first: int
 ) -> Stage:
-    reconstruction = RECONSTRUCTION_LOSSES[config.loss.reconstruction]
 
     def losses(batch: Batch) -> Losses:
-        return {"total": reconstruction(network(batch.degraded), batch.clean)}
+        name = config.loss.reconstruction
+        return {"total": restored_with_loss(network, batch.degraded, batch.clean, loss=name)[1]}
 
     def restore(degraded: Tensor, regions: RegionBatch | None) -> Tensor:
         restored: Tensor = network(degraded)
@@ -220,6 +255,7 @@ def _plain(
         iterations=iterations,
         peak_lr=lr,
         first_sample=first,
+        phases=later_phases(config, iterations),
         losses=losses,
         restore=restore,
     )
@@ -230,4 +266,4 @@ def _extra_lr(config: TrainConfig) -> float:
 
 
 def _extra_start(config: TrainConfig) -> int:
-    return config.stages.base * config.data.batch_size
+    return samples_before(base_phases(config), config.stages.base)

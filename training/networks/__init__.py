@@ -11,10 +11,26 @@ from torch import Tensor, nn
 
 from samprior.storage.choices import check_choice
 from samprior.storage.errors import UsageError
-from samprior.training.networks import nafnet
+from samprior.training.networks import efficientderain, nafnet, rcdnet, restormer, uformer
+from samprior.training.networks.efficientderain import EfficientDeRain
+from samprior.training.networks.factory import build_from_factory, is_factory
 from samprior.training.networks.nafnet import NAFNet
+from samprior.training.networks.rcdnet import RCDNet
+from samprior.training.networks.restormer import Restormer
+from samprior.training.networks.uformer import Uformer
 
-__all__ = ["NETWORKS", "PRESETS", "NAFNet", "RestorationNetwork", "build_network"]
+__all__ = [
+    "NETWORKS",
+    "PRESETS",
+    "EfficientDeRain",
+    "NAFNet",
+    "RCDNet",
+    "RestorationNetwork",
+    "Restormer",
+    "Uformer",
+    "build_network",
+    "is_factory",
+]
 
 
 @runtime_checkable
@@ -32,10 +48,22 @@ class RestorationNetwork(Protocol):
         ...
 
 
-NETWORKS: Mapping[str, Callable[..., nn.Module]] = {"nafnet": NAFNet}
+NETWORKS: Mapping[str, Callable[..., nn.Module]] = {
+    "nafnet": NAFNet,
+    "restormer": Restormer,
+    "uformer": Uformer,
+    "rcdnet": RCDNet,
+    "efficientderain": EfficientDeRain,
+}
 """Makers of networks; each takes its settings as keyword arguments only."""
 
-PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {"nafnet": nafnet.PRESETS}
+PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "nafnet": nafnet.PRESETS,
+    "restormer": restormer.PRESETS,
+    "uformer": uformer.PRESETS,
+    "rcdnet": rcdnet.PRESETS,
+    "efficientderain": efficientderain.PRESETS,
+}
 """Named settings of each network."""
 
 
@@ -43,12 +71,17 @@ def build_network(name: str, *, preset: str | None = None, **settings: Any) -> n
     """Make a network with fresh weights; it satisfies `RestorationNetwork`.
 
     Settings given here win over those of the preset; without a preset the network's own
-    defaults fill the rest.
+    defaults fill the rest. A name with a colon, `package.module:factory`, is imported: see
+    `samprior.training.networks.factory`.
 
     Raises:
         UsageError: an unknown name, preset or setting (the nearest known one is named), or
             settings that the network can't be built with.
     """
+    if is_factory(name):
+        if preset is not None:
+            raise UsageError(f"{name} has no presets; give its settings one by one")
+        return build_from_factory(name, settings)
     check_choice("network", name, NETWORKS)
     maker = NETWORKS[name]
     chosen: dict[str, Any] = {}

@@ -1,0 +1,31 @@
+"""`samprior presets`: the recipes that ship, as a list or one of them as a file."""
+
+import click
+
+
+@click.command("presets")
+@click.argument("name", required=False)
+def command(name: str | None) -> None:
+    """List the training recipes that ship, or print one.
+
+    Each is a published recipe of one network on one data set. Print it to a file to change it, or
+    override single keys.
+
+    \b
+    samprior presets
+    samprior presets gopro_nafnet_w32 > mine.toml
+    samprior train --config gopro_nafnet_w32 --set data.train=stores/gopro --set out=runs/gopro
+    """
+    from samprior.training.recipes import preset_names, preset_text, read_recipe
+
+    if name is not None:
+        click.echo(preset_text(name), nl=False)
+        return
+    recipes = [read_recipe(each) for each in preset_names()]
+    rows = [(r.name, r.task, r.network, f"{r.steps:,}", r.about) for r in recipes]
+    head = ("preset", "task", "network", "steps", "")
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    for row in (head, *rows):
+        cells = [f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)]
+        cells[3] = row[3].rjust(widths[3])
+        click.echo("  ".join(cells).rstrip())
