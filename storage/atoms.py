@@ -8,7 +8,7 @@ H x W pixels of a window, A atoms and K masks of the image, a atoms and k masks 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import product
 from typing import Any, NamedTuple, Protocol
 
@@ -20,6 +20,7 @@ from samprior.storage.arrays import ABSENT, UNREAD, ShardedArray
 from samprior.storage.cache import BoundedCache
 from samprior.storage.crossings import CODEC_NAME, tile_px_of
 from samprior.storage.masks import Atoms
+from samprior.storage.sources import MaskSource, address_of
 from samprior.storage.tiles import Maps, TiledArray, read_ranges
 
 Cache = BoundedCache[Any]
@@ -63,6 +64,11 @@ class Members:
         """A; the first is "in no mask"."""
         return len(self.packed)
 
+    @cached_property
+    def address(self) -> int:
+        """Where `packed` begins."""
+        return address_of(self.packed)
+
     def kept(self, keep: Bools | None) -> npt.NDArray[np.uint8]:
         """Booleans (K,) as bits; None and an image without masks give no bytes."""
         return EVERY if keep is None else np.packbits(keep)
@@ -94,6 +100,21 @@ class AtomsArray(Protocol):
     def measure(self, row: int, num_atoms: int) -> tuple[Words, Words]:
         """Pixels (A,) and boxes (A, 4) of an image's atoms, x1 and y1 one past the last."""
 
+    def source(
+        self, row: int, window: Window, members: Members, *, decoded: bool
+    ) -> MaskSource | None:
+        """Where image `row` lies for a kernel that cuts this window out; None: use `cut`.
+
+        Args:
+            row: of the image in the shard.
+            window: y, x, height, width.
+            members: of the image.
+            decoded: decode the window's tiles first where they aren't; else those are UNREAD.
+
+        Raises:
+            OSError, ValueError, RuntimeError: the data are damaged.
+        """
+
 
 def open_atoms(array: ShardedArray, sizes: Words, maps: Maps, cache: Cache) -> AtomsArray:
     """The reader that fits how the atoms are stored; `sizes` (n, 2) are those of the images.
@@ -118,7 +139,12 @@ class Tiles:
     @property
     def nbytes(self) -> int:
         """What is held."""
-        return self.words.nbytes + self.blocks.nbytes + 200
+        return self.words.nbytes + self.blocks.nbytes + 400
+
+    @cached_property
+    def addresses(self) -> tuple[int, int]:
+        """Where words and blocks begin."""
+        return address_of(self.words), address_of(self.blocks)
 
 
 class CodedAtoms:
@@ -189,12 +215,37 @@ class CodedAtoms:
         areas[0] -= self.height * self.width - int(self.sizes[row].prod())
         return areas, boxes
 
-    def _run(self, row: int, window: Window, work: Callable[[TileWords, Words], int]) -> int:
-        """Give a kernel the tiles of an image, once more where it misses some; what it counts."""
+    def source(
+        self, row: int, window: Window, members: Members, *, decoded: bool
+    ) -> MaskSource | None:
+        """See `AtomsArray`."""
+        self._check_window(row, window)
+        tiles = self._read_tiles(row, window) if decoded else self._held(row)
+        num_atoms, member_bytes = members.packed.shape
+        if tiles.words.itemsize != 4 or num_atoms > 0x10000:
+            return None
+        return MaskSource(
+            (tiles, members),
+            tiles.addresses[0],
+            len(tiles.words),
+            tiles.addresses[1],
+            *self.grid,
+            self.tile_px,
+            members.address,
+            num_atoms,
+            member_bytes,
+            members.num_masks,
+        )
+
+    def _check_window(self, row: int, window: Window) -> None:
         y, x, height, width = window
         if y + height > self.height or x + width > self.width:
             # The kernels check no bounds; sizes come from a receipt, which may lie.
             raise ValueError(f"image {row} is larger than its array")
+
+    def _run(self, row: int, window: Window, work: Callable[[TileWords, Words], int]) -> int:
+        """Give a kernel the tiles of an image, once more where it misses some; what it counts."""
+        self._check_window(row, window)
         tiles = self._held(row)
         count = work(tiles.words, tiles.blocks)
         if count == UNREAD:
@@ -321,6 +372,12 @@ class PlainAtoms:
         ):
             extreme.at(boxes[:, column], atoms.reshape(-1), places.reshape(-1))
         return areas, boxes
+
+    def source(
+        self, row: int, window: Window, members: Members, *, decoded: bool
+    ) -> MaskSource | None:
+        """See `AtomsArray`; these are not segments."""
+        return None
 
     def _checked(self, atoms: npt.NDArray[Any], num_atoms: int) -> npt.NDArray[Any]:
         if atoms.size and int(atoms.max()) >= num_atoms:

@@ -38,14 +38,16 @@ def kernel(function: Callable[Parameters, Result]) -> Callable[Parameters, Resul
             numba.njit(nogil=True, error_model="numpy")(function),
         )
     # Machine code holds what it calls, but numba looks for changes in the caller's file only. The
-    # stamp it compares is that of the whole folder here; a test changes a callee.
-    compiled._cache._cache_file._source_stamp = _sources(Path(function.__code__.co_filename).parent)
+    # stamp it compares is that of the whole folder here, and of this one, whose kernels others
+    # call; a test changes a callee.
+    folder = Path(function.__code__.co_filename).parent
+    compiled._cache._cache_file._source_stamp = _sources(folder) + _sources(Path(__file__).parent)
     return cast(Callable[Parameters, Result], compiled)
 
 
 @lru_cache
 def _sources(folder: Path) -> str:
     digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.py")):
+    for file in sorted(folder.rglob("*.py")):
         digest.update(file.read_bytes())
     return digest.hexdigest()

@@ -7,6 +7,8 @@ short one of fixed length becomes one store an item.
 H x W pixels of a window.
 """
 
+import ctypes
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -40,8 +42,15 @@ def _fill_run(target: Numbers, at: int, value: np.unsignedinteger) -> None:
     target[at : at + RUN] = value
 
 
+def _array_at(address: int, shape: tuple[int, ...], dtype: type[np.generic]) -> npt.NDArray[Any]:
+    """The array at an address, which somebody else keeps alive."""
+    num_bytes = prod(map(int, shape)) * np.dtype(dtype).itemsize
+    memory = memoryview((ctypes.c_char * num_bytes).from_address(int(address)))
+    return np.ndarray(shape, dtype, memory)
+
+
 if numba is None:
-    copy_bytes, fill_run = _copy_bytes, _fill_run
+    copy_bytes, fill_run, array_at = _copy_bytes, _fill_run, _array_at
 else:
     from llvmlite import ir
     from numba.core import cgutils, types
@@ -89,6 +98,23 @@ else:
             return context.get_dummy_value()
 
         return signature, generate
+
+    @intrinsic
+    def pointer_to(typing_context: Typed, address: Typed) -> Typed:
+        """An address as `numba.carray` takes it."""
+        signature = types.voidptr(types.int64)
+
+        def generate(context: Typed, builder: Typed, signature: Typed, arguments: Typed) -> Typed:
+            return builder.inttoptr(arguments[0], cgutils.voidptr_t)
+
+        return signature, generate
+
+    @kernel
+    def array_at(address: int, shape: tuple[int, ...], dtype: type[np.generic]) -> npt.NDArray[Any]:
+        """`_array_at` for kernels."""
+        pointer: Typed = pointer_to(address)  # type: ignore[call-arg]  # numba
+        array: npt.NDArray[Any] = numba.carray(pointer, shape, dtype)
+        return array
 
 
 @kernel

@@ -18,6 +18,7 @@ from samprior.storage.errors import StoreError, UnreachableError
 from samprior.storage.manifest import Receipt
 from samprior.storage.masks import Bools, MaskSet
 from samprior.storage.places import Place
+from samprior.storage.sources import MaskSource, PictureSource
 from samprior.storage.table import MaskTable, boxes_of
 from samprior.storage.tiles import MAX_MAPS, Maps, TiledArray
 from samprior.storage.writer import COLUMN_PREFIX
@@ -130,6 +131,15 @@ class Shard:
         if len(cut.masks) < members.num_masks:
             columns = {name: column.take(cut.masks, 0) for name, column in columns.items()}
         return MaskSet.counted(cut.atoms, cut.members, columns, atom_areas=cut.areas)
+
+    def picture_source(self, name: str, row: int, window: Window) -> PictureSource | None:
+        """What a kernel reads this window from; None where only `read_picture` does."""
+        return self._guarded(lambda: self._tiled[name].source(row, *window))
+
+    def mask_source(self, row: int, window: Window, *, decoded: bool) -> MaskSource | None:
+        """What a kernel cuts this window from, see `AtomsArray`; None where only `masks` does."""
+        members, _ = self._table(row)
+        return self._guarded(lambda: self.atoms.source(row, window, members, decoded=decoded))
 
     def outline(self, row: int, window: Window) -> int:
         """Crossings of outlines along the rows of a window (y, x, height, width)."""

@@ -31,6 +31,7 @@ from samprior.storage.places import Place, open_place
 from samprior.storage.records import Records, sliced
 from samprior.storage.references import ReferencedPictures, resolved_root
 from samprior.storage.shard_reader import Resources, Shard
+from samprior.storage.sources import MaskSource, PictureSource
 from samprior.storage.table import MaskTable, records_of
 from samprior.storage.writer import Record
 
@@ -372,6 +373,42 @@ class MaskStore:
         receipt, row = self._locate(index)
         window = checked_window(receipt.sizes[row], y, x, height, width)
         return self._shard(receipt).outline(row, window)
+
+    def picture_sources(
+        self, index: int, y: int, x: int, height: int, width: int
+    ) -> tuple[PictureSource, PictureSource] | None:
+        """Where a kernel finds degraded and clean of an image to read this window.
+
+        None where there is no such place, as in object stores: `read_pictures` reads everywhere.
+
+        Raises:
+            UsageError: the window does not lie inside the image.
+        """
+        receipt, row = self._locate(index)
+        window = checked_window(receipt.sizes[row], y, x, height, width)
+        if self.parent is not None:
+            return self.parent.picture_sources(self.parent.index_of(receipt.keys[row]), *window)
+        if self._references is not None or not self.paired:
+            return None
+        shard = self._shard(receipt)
+        clean = shard.picture_source("clean", row, window)
+        degraded = shard.picture_source("degraded", row, window)
+        return None if degraded is None or clean is None else (degraded, clean)
+
+    def mask_source(
+        self, index: int, y: int, x: int, height: int, width: int, *, decoded: bool
+    ) -> MaskSource | None:
+        """Where a kernel finds the masks of an image to cut this window.
+
+        None where there is no such place, as in stores of format 1: `masks` reads everywhere.
+        `decoded` has the window's tiles decoded first; without, a kernel may find some unread.
+
+        Raises:
+            UsageError: the window does not lie inside the image.
+        """
+        receipt, row = self._locate(index)
+        window = checked_window(receipt.sizes[row], y, x, height, width)
+        return self._shard(receipt).mask_source(row, window, decoded=decoded)
 
     def _locate(self, index: int) -> tuple[Receipt, int]:
         length = self._first[-1]

@@ -15,6 +15,7 @@ from numcodecs.zstd import Zstd
 
 from samprior.storage.arrays import ABSENT, ShardedArray, file_identity
 from samprior.storage.cache import BoundedCache
+from samprior.storage.sources import PictureSource, address_of
 
 MAX_MAPS = 4096
 """Systems allow a process some 65,000 maps."""
@@ -36,7 +37,8 @@ class TiledArray:
         ):
             raise ValueError(f"{array.name} has chunks {array.chunk}, which are no square tiles")
         # The grid has a column of one for each trailing dimension.
-        self.spans = array.spans.reshape(*array.spans.shape[:3], 2)
+        self.spans = np.ascontiguousarray(array.spans.reshape(*array.spans.shape[:3], 2))
+        self._spans_at = address_of(self.spans)
         self.height, self.width = (self.tile_px * count for count in self.spans.shape[1:3])
         self.is_raw = array.codec_names == ["bytes"]
         # Mapped, and of bytes and channels as `storage.memory` copies them.
@@ -66,14 +68,39 @@ class TiledArray:
 
     def read_into(self, out: npt.NDArray[Any], row: int, y: int, x: int) -> None:
         """Read the window at (y, x) that fills `out` (height, width, ...)."""
-        if y < 0 or x < 0 or y + out.shape[0] > self.height or x + out.shape[1] > self.width:
-            # Kernels check no bounds; sizes come from a receipt, which may lie.
-            raise ValueError(f"{self.array.name} is smaller than its images are said to be")
+        self._check_window(y, x, *out.shape[:2])
         if self._copy_window and out.dtype == np.uint8 and out.flags.c_contiguous:
             data = self._whole_map()
             self._copy_window(data, self.spans[row], self.tile_px, y, x, out.reshape(len(out), -1))
         else:
             self._assemble(out, row, y, x)
+
+    def source(self, row: int, y: int, x: int, height: int, width: int) -> PictureSource | None:
+        """Where image `row` lies for a kernel that reads this window; None: use `read_into`.
+
+        Raises:
+            OSError, ValueError: the object is short.
+        """
+        self._check_window(y, x, height, width)
+        if self._copy_window is None:
+            return None
+        data = self._whole_map()
+        _, tile_rows, tile_columns, _ = self.spans.shape
+        spans = self._spans_at + row * self.spans.strides[0]
+        return PictureSource(
+            (data, self.spans),
+            address_of(data),
+            len(data),
+            spans,
+            tile_rows,
+            tile_columns,
+            self.tile_px,
+        )
+
+    def _check_window(self, y: int, x: int, height: int, width: int) -> None:
+        # Kernels check no bounds; sizes come from a receipt, which may lie.
+        if y < 0 or x < 0 or y + height > self.height or x + width > self.width:
+            raise ValueError(f"{self.array.name} is smaller than its images are said to be")
 
     def _whole_map(self) -> npt.NDArray[np.uint8]:
         """The mapped object, as long as its index says."""

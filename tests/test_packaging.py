@@ -26,6 +26,13 @@ def test_every_package_folder_is_listed_and_typed() -> None:
         assert (folder / "py.typed").exists(), f"{package} has no py.typed"
 
 
+def test_presets_are_packed() -> None:
+    patterns = SETUP["tool"]["setuptools"]["package-data"]["samprior.training"]
+    packed = {file for pattern in patterns for file in (ROOT / "training").glob(pattern)}
+    assert packed == set((ROOT / "training" / "presets").iterdir())
+    assert packed
+
+
 def test_bare_folder_names_can_not_be_imported_by_users(tmp_path: Path) -> None:
     code = "import pipeline"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True)

@@ -14,8 +14,18 @@ from torch import Tensor
 
 from samprior.storage import MaskSet, MaskStore
 from samprior.storage.errors import ConfigError
+from samprior.training.mixing import RainLayers, add_rain, mix_up
 from samprior.training.priors.regions import RegionBatch, dropout_masks, keep_masks
-from samprior.training.sampling import DROPOUT, PLACES, Draws, Place, image_of
+from samprior.training.sampling import (
+    DROPOUT,
+    MIXUP,
+    PLACES,
+    RAIN,
+    Draws,
+    Place,
+    drawn,
+    image_of,
+)
 from samprior.training.turns import turn_atoms, turn_picture
 
 
@@ -31,6 +41,8 @@ class Batch:
     """The masks of the crops; None for stages that don't look at them."""
     keys: tuple[str, ...]
     """Images that the crops come from."""
+    samples: range
+    """Places of the crops in the sequence."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +63,10 @@ class Crops:
     """Share of the masks hidden at random."""
     outline_tries: int = 1
     """Places drawn per crop, of which the one with most mask outlines is taken; 1 draws evenly."""
+    mixup_alpha: float = 0.0
+    """Each crop is mixed with another one at a share from Beta(alpha, alpha); 0 mixes none."""
+    rain_layers: RainLayers | None = field(default=None, compare=False, repr=False)
+    """Layers (H, W) that RainMix lays over crops; None adds no rain."""
     _keep: dict[int, npt.NDArray[np.bool_]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -66,17 +82,16 @@ class Crops:
     def place(self, sample: int) -> Place:
         """Where the crop number `sample` of the sequence lies: the same at every call."""
         index = image_of(self.seed, sample, len(self.store))
-        height, width = self.store.size(index)
-        room = (height - self.crop_px + 1, width - self.crop_px + 1)
-        y, x, flip, turns, *more = Draws(self.seed, sample, PLACES).below(
-            *room, 2, 4, *room * (self.outline_tries - 1)
+        room = self._room(index)
+        y, x, flip, turns, *more = drawn(
+            self.seed, sample, PLACES, *room, 2, 4, *room * (self.outline_tries - 1)
         )
         if more:
             tries = [(y, x), *zip(more[::2], more[1::2], strict=True)]
             side = self.crop_px
             outlines = [self.store.outline(index, *place, side, side) for place in tries]
             y, x = tries[int(np.argmax(outlines))]
-        return Place(index, y, x, bool(flip and self.augment), turns if self.augment else 0)
+        return self._placed(index, y, x, flip, turns)
 
     def read(
         self, sample: int
@@ -84,8 +99,33 @@ class Crops:
         """The crop number `sample`: degraded and clean (h, w, 3), masks, key."""
         place = self.place(sample)
         degraded, clean = np.empty((2, self.crop_px, self.crop_px, 3), np.uint8)
-        self.read_pictures(place, degraded, clean)
+        self.read_sample(sample, place, degraded, clean)
         return degraded, clean, self.masks(sample, place), self.store.keys[place.index]
+
+    def read_sample(
+        self,
+        sample: int,
+        place: Place,
+        degraded: npt.NDArray[np.uint8],
+        clean: npt.NDArray[np.uint8],
+    ) -> None:
+        """Read the pictures of a sample at its place into arrays (h, w, 3), and mix them."""
+        self.read_pictures(place, degraded, clean)
+        self.mix_sample(sample, degraded, clean)
+
+    def mix_sample(
+        self, sample: int, degraded: npt.NDArray[np.uint8], clean: npt.NDArray[np.uint8]
+    ) -> None:
+        """Add rain to the pictures (h, w, 3) of a sample, and mix them with another's."""
+        if self.rain_layers is not None:
+            add_rain(degraded, clean, self.rain_layers, Draws(self.seed, sample, RAIN))
+        if self.mixup_alpha:
+            draws = Draws(self.seed, sample, MIXUP)
+            others = np.empty_like(degraded), np.empty_like(clean)
+            self.read_pictures(self._any_place(draws), *others)
+            # Drawn from the store, not from the batch: the same for any number of ranks.
+            share = draws.generator().beta(self.mixup_alpha, self.mixup_alpha)
+            mix_up((degraded, clean), others, share)
 
     def read_pictures(
         self, place: Place, degraded: npt.NDArray[np.uint8], clean: npt.NDArray[np.uint8]
@@ -101,18 +141,39 @@ class Crops:
 
     def masks(self, sample: int, place: Place) -> MaskSet:
         """The masks of a place that are worth fusing, less those that dropout hides."""
-        keep = self._kept(place.index)
-        if self.mask_dropout:
-            # Its own draws, so that dropout never changes which crop is seen.
-            rng = Draws(self.seed, sample, DROPOUT).generator()
-            keep = keep & dropout_masks(len(keep), rng, share=self.mask_dropout)
         masks = self.store.masks(
-            place.index, place.y, place.x, self.crop_px, self.crop_px, keep=keep
+            place.index,
+            place.y,
+            place.x,
+            self.crop_px,
+            self.crop_px,
+            keep=self.keep(sample, place),
         )
         if not place.flip and not place.quarter_turns:
             return masks
         atoms = turn_atoms(masks.atoms, place)
         return MaskSet.counted(atoms, masks.members, masks.columns, atom_areas=masks.atom_areas)
+
+    def keep(self, sample: int, place: Place) -> npt.NDArray[np.bool_]:
+        """Which masks of the image count in a sample (K,)."""
+        keep = self._kept(place.index)
+        if not self.mask_dropout:
+            return keep
+        # Its own draws, so that dropout never changes which crop is seen.
+        rng = Draws(self.seed, sample, DROPOUT).generator()
+        return keep & dropout_masks(len(keep), rng, share=self.mask_dropout)
+
+    def _any_place(self, draws: Draws) -> Place:
+        (index,) = draws.below(len(self.store))
+        return self._placed(index, *draws.below(*self._room(index), 2, 4))
+
+    def _room(self, index: int) -> tuple[int, int]:
+        """How many rows and columns of an image a crop can begin at."""
+        height, width = self.store.size(index)
+        return height - self.crop_px + 1, width - self.crop_px + 1
+
+    def _placed(self, index: int, y: int, x: int, flip: int, turns: int) -> Place:
+        return Place(index, y, x, bool(flip and self.augment), turns if self.augment else 0)
 
     def _kept(self, index: int) -> npt.NDArray[np.bool_]:
         """Which masks of an image are worth fusing; found once (100 bytes an image)."""

@@ -9,7 +9,8 @@ Letters: B crops in a batch, h x w pixels of a crop.
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,19 +18,26 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from samprior.storage.errors import ConfigError
+from samprior.training import batches
 from samprior.training.data import Batch, Crops, to_floats
 from samprior.training.priors.regions import RegionBatch
-from samprior.training.sampling import share_of_rank
+from samprior.training.sampling import Place, share_of_rank
 
 
 class Buffer:
-    """Room for the pictures of a batch, which a GPU may still be copying from."""
+    """Room for what is large in a batch, which a GPU may still be copying from."""
 
     def __init__(self, batch_size: int, crop_px: int, *, pinned: bool) -> None:
         self.pictures = torch.empty(
             (2, batch_size, crop_px, crop_px, 3), dtype=torch.uint8, pin_memory=pinned
         )
+        self.pinned = pinned
         self.copied: torch.cuda.Event | None = None
+
+    @cached_property
+    def atoms(self) -> Tensor:
+        """int32 (B, h, w); made when it is first asked for, as not all stages read masks."""
+        return torch.empty(self.pictures.shape[1:4], dtype=torch.int32, pin_memory=self.pinned)
 
     def wait(self) -> None:
         """Wait until the last copy from here is done."""
@@ -40,7 +48,7 @@ class Buffer:
 
 @dataclass(frozen=True)
 class RawBatch:
-    """A batch as it was read. Its pictures are overwritten once the next batch is taken."""
+    """A batch as it was read. Pictures and atoms are overwritten once the next batch is taken."""
 
     buffer: Buffer
     regions: RegionBatch | None
@@ -64,11 +72,13 @@ class RawBatch:
         """The batch as floats on a device, in memory of its own."""
         pictures = self.buffer.pictures.to(device, non_blocking=True)
         regions = self.regions.to(device, non_blocking=True) if self.regions else None
+        if regions and device.type == "cpu":
+            regions = replace(regions, atoms=regions.atoms.clone())
         if device.type == "cuda":
             self.buffer.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch
             self.buffer.copied.record()
         degraded, clean = to_floats(pictures)
-        return Batch(degraded, clean, regions, self.keys)
+        return Batch(degraded, clean, regions, self.keys, self.samples)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,15 +156,34 @@ def read_batch(
     """Read some crops of the sequence into a buffer; masks pooled for `strides`, or not read."""
     places = [crops.place(sample) for sample in samples]
     buffer.wait()
-    degraded, clean = buffer.pictures.numpy()
-    for row, place in enumerate(places):
-        crops.read_pictures(place, degraded[row], clean[row])
+    _read_pictures(crops, samples, places, buffer)
     regions = None
     if strides is not None:
-        sets = [crops.masks(sample, place) for sample, place in zip(samples, places, strict=True)]
-        regions = RegionBatch.collate(sets, strides=strides)
+        regions = _read_regions(crops, samples, places, buffer).with_cells(strides)
     keys = tuple(crops.store.keys[place.index] for place in places)
     return RawBatch(buffer, regions, keys, samples)
+
+
+def _read_pictures(crops: Crops, samples: range, places: Sequence[Place], buffer: Buffer) -> None:
+    pictures = buffer.pictures.numpy()
+    are_read = batches.read_pictures(crops.store, places, pictures)
+    for sample, place, degraded, clean in zip(samples, places, *pictures, strict=True):
+        if are_read:
+            crops.mix_sample(sample, degraded, clean)
+        else:
+            crops.read_sample(sample, place, degraded, clean)
+
+
+def _read_regions(
+    crops: Crops, samples: range, places: Sequence[Place], buffer: Buffer
+) -> RegionBatch:
+    keeps = [crops.keep(sample, place) for sample, place in zip(samples, places, strict=True)]
+    regions = batches.read_regions(crops.store, places, keeps, buffer.atoms.numpy())
+    if regions is not None:
+        return regions
+    return RegionBatch.collate(
+        [crops.masks(sample, place) for sample, place in zip(samples, places, strict=True)]
+    )
 
 
 class CropDataset(IterableDataset[dict[str, Any]]):

@@ -6,6 +6,8 @@ small blocks are turned one after another.
 n x n pixels of a crop.
 """
 
+from functools import lru_cache
+
 import numpy as np
 import numpy.typing as npt
 
@@ -23,33 +25,37 @@ BLOCK = 16
 def turn_picture(picture: Bytes, place: Place, out: Bytes) -> None:
     """Write a picture (n, n, 3) to `out`, flipped and turned as `place` says; both contiguous."""
     side = len(picture)
-    _turn_pixels(picture.reshape(-1), out.reshape(-1), side, *_walk(side, place))
+    steps = walk(side, flip=place.flip, quarter_turns=place.quarter_turns)
+    turn_pixels(picture.reshape(-1), out.reshape(-1), side, *steps)
 
 
 def turn_atoms(atoms: Atoms, place: Place) -> Atoms:
     """Atoms (n, n), flipped and turned as `place` says."""
-    out = np.empty_like(atoms)
-    _turn_items(atoms.reshape(-1), out.reshape(-1), len(atoms), *_walk(len(atoms), place))
+    side, out = len(atoms), np.empty_like(atoms)
+    steps = walk(side, flip=place.flip, quarter_turns=place.quarter_turns)
+    turn_items(atoms.reshape(-1), out.reshape(-1), side, *steps, 0)
     return out
 
 
-def _walk(side: int, place: Place) -> tuple[int, int, int]:
+@lru_cache(maxsize=64)  # eight to a side
+def walk(side: int, *, flip: bool, quarter_turns: int) -> tuple[int, int, int]:
     """Where the first turned pixel comes from, and the steps to the next one down and right.
 
     The same as `np.rot90(image[:, ::-1] if flip else image, quarter_turns)`.
     """
     last, down, right = side - 1, side, 1
     first = 0
-    if place.flip:
+    if flip:
         first, right = last, -1
-    for _ in range(place.quarter_turns):
+    for _ in range(quarter_turns):
         # The new first pixel is the last of the first row; down the rows it walks back along it.
         first, down, right = first + last * right, -right, down
     return first, down, right
 
 
 @kernel
-def _turn_pixels(source: Bytes, out: Bytes, side: int, first: int, down: int, right: int) -> None:
+def turn_pixels(source: Bytes, out: Bytes, side: int, first: int, down: int, right: int) -> None:
+    """Write pixels of a square picture to `out`, both flat, by the steps of `walk`."""
     for top in range(0, side, BLOCK):
         for left in range(0, side, BLOCK):
             for y in range(top, min(top + BLOCK, side)):
@@ -59,10 +65,19 @@ def _turn_pixels(source: Bytes, out: Bytes, side: int, first: int, down: int, ri
 
 
 @kernel
-def _turn_items(source: Atoms, out: Atoms, side: int, first: int, down: int, right: int) -> None:
+def turn_items(
+    source: Atoms,
+    out: npt.NDArray[np.integer],
+    side: int,
+    first: int,
+    down: int,
+    right: int,
+    added: int,
+) -> None:
+    """Write items of a square array plus a number to `out`, both flat, by the steps of `walk`."""
     for top in range(0, side, BLOCK):
         for left in range(0, side, BLOCK):
             for y in range(top, min(top + BLOCK, side)):
                 for x in range(left, min(left + BLOCK, side)):
                     item = source[np.uint64(first + y * down + x * right)]
-                    out[np.uint64(y * side + x)] = item
+                    out[np.uint64(y * side + x)] = item + out.dtype.type(added)
