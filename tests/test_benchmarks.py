@@ -147,7 +147,7 @@ def test_our_batches_are_the_same_whoever_reads_them(
     for planes in (True, False):
         one, other = (
             [
-                tuple(batch) if planes else [batch.degraded.clone(), batch.regions.atoms]
+                tuple(batch) if planes else [batch.degraded.clone(), batch.regions.atoms.clone()]
                 for batch in ours.batches(
                     store, drawn, batch_size=3, threads=threads, planes=planes
                 )
