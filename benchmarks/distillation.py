@@ -13,6 +13,8 @@ trains the network (base) and then, from its weights, on the same crops and equa
     spd-sgr-shuffled  as spd-sgr, with masks of another picture in training and in SGR
     spd-none          as spd, with a teacher that sees no masks
     spd-where-better  as spd, following the teacher only where it is closer to the truth (ours)
+    spd-start         as spd, the teacher refining the images of the first weights (ours)
+    spd-unbounded     as spd, with the reconstruction loss as it is (other than spd for psnr alone)
 
 and scores the teachers themselves (refined, refined-shuffled, refined-none), with masks of the test
 pictures. Masks are of the clean pictures: an upper bound. Nothing is chosen on the test pictures:
@@ -80,6 +82,9 @@ RUNS = (
     Run("spd-none", "distill", ("loss.lambda_sgr=0", "fusion.use_masks=false")),
     Run("spd-where-better", "distill",
         ("loss.lambda_sgr=0", "loss.spd_target=teacher_where_better"), teacher_of="spd"),
+    Run("spd-start", "distill", ("loss.lambda_sgr=0", "loss.spd_input=start"), teacher_of="spd"),
+    Run("spd-unbounded", "distill", ("loss.lambda_sgr=0", "loss.spd_distance=reconstruction"),
+        teacher_of="spd"),
 )  # fmt: skip
 
 TEACHERS = {"refined": "spd", "refined-shuffled": "spd-sgr-shuffled", "refined-none": "spd-none"}
