@@ -67,7 +67,7 @@ def bounded_psnr(student: Tensor, teacher: Tensor, clean: Tensor) -> Tensor:
     teacher's from the truth. `psnr_loss` pays as much for the dB from -60 to -70 as for any other,
     so it draws the student to where it agrees with its teacher to the last digit, however wrong
     both are; here the pull fades once the student is nearer to the teacher than the teacher is to
-    the truth. 0 where they agree; no gradient goes to the teacher. Ours, see docs/distillation.md.
+    the truth. 0 where they agree; no gradient goes to the teacher. Ours, see docs/method.md.
     """
     target = teacher.detach()
     distance = (student - target).square().mean(dim=(1, 2, 3))
