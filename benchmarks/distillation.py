@@ -37,7 +37,7 @@ import torch
 from study_data import Split
 
 from samprior.storage import MaskStore
-from samprior.storage.files import write_bytes
+from samprior.storage.files import sha256_of, write_bytes
 from samprior.training.checkpoint import load_checkpoint, load_strictly
 from samprior.training.config import TrainConfig, load_config
 from samprior.training.restore import pick_device
@@ -100,7 +100,12 @@ TEACHERS = {"refined": "spd", "refined-shuffled": "spd-sgr-shuffled", "refined-n
 @click.option("--config", type=click.Path(path_type=Path), help="TOML file of `samprior train`.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key.")
 @click.option("--seeds", default=3, show_default=True)
-@click.option("--only", multiple=True, help="Runs besides control; default: all.")
+@click.option(
+    "--only",
+    multiple=True,
+    type=click.Choice([run.name for run in RUNS]),
+    help="Runs besides control; default: all.",
+)
 @click.option("--name", help="Of the results' file; default: distillation_TASK_MASKS_NETWORK.")
 def main(
     data: Path,
@@ -115,8 +120,9 @@ def main(
     name: str | None,
 ) -> None:
     """Train, score, and write benchmarks/results/distillation_*.json with a table."""
-    splits = study_data.make_splits(out / "stores", data=data, task=task, masks=masks)
-    chosen = [run for run in RUNS if not only or run.name in {"control", *only}]
+    stores = out / "stores" / f"{task}-{masks}"
+    splits = study_data.make_splits(stores, data=data, task=task, masks=masks)
+    chosen = chosen_runs(only)
     small = () if config else SMALL
     settings = (*small, f"network.name={network}", *overrides)
     scores: dict[str, list[list[float]]] = {}
@@ -141,6 +147,14 @@ def main(
         table=rows,
         scores=scores,
     )
+
+
+def chosen_runs(only: Sequence[str]) -> list[Run]:
+    """The runs of these names, the control, and those whose teachers they take."""
+    if not only:
+        return list(RUNS)
+    teachers = {run.teacher_of for run in RUNS if run.name in only}
+    return [run for run in RUNS if run.name in {"control", *only, *teachers}]
 
 
 class SeedStudy:
@@ -195,8 +209,7 @@ class SeedStudy:
         return self.folder / "base" / "model.safetensors"
 
     def _train(self, run: Run) -> None:
-        if (self.folder / run.name / "summary.json").exists():
-            return
+        # What is finished is only loaded; what was trained with other settings is refused.
         click.echo(f"{self.folder.name}: {run.name}", err=True)
         train(self.config(run.name, run))
 
@@ -210,12 +223,15 @@ class SeedStudy:
 
     def _scored(self, name: str, stage: str, *, shuffled: bool) -> list[float]:
         file = self.folder / name / f"scores-{stage}.json"
-        if not file.exists():
+        weights = sha256_of(self.folder / name / stage / "model.safetensors")
+        found = json.loads(file.read_text()) if file.exists() else {}
+        if found.get("weights") != weights:
             run = next((each for each in RUNS if each.name == name), Run("base", "plain"))
             store = self.splits["test"].shuffled if shuffled else self.splits["test"].right
-            values = score(self.config(name, run), stage, MaskStore.open(store))
-            write_bytes(file, json.dumps(values).encode())
-        values = json.loads(file.read_text())
+            scores = score(self.config(name, run), stage, MaskStore.open(store))
+            found = {"weights": weights, "psnr_db": scores}
+            write_bytes(file, json.dumps(found).encode())
+        values = found["psnr_db"]
         click.echo(f"{self.folder.name}: {name}/{stage} {statistics.mean(values):.3f} dB", err=True)
         return list(values)
 

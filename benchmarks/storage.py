@@ -1,6 +1,6 @@
 """Masks in the store against the other forms masks are kept in: bytes, encoding, reading crops.
 
-    python benchmarks/storage.py [--pictures 8] [--runs 3]
+    python benchmarks/storage.py [--pictures 32] [--runs 3]
     python benchmarks/storage.py --amg sam_output/dog --amg sam_output/truck --name storage_sam
 
 All masks, areas, boxes, predicted IoUs, stabilities and prompt points are in every form. Ours are

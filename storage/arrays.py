@@ -21,6 +21,7 @@ from numcodecs.zstd import Zstd
 
 from samprior.storage.manifest import Receipt
 from samprior.storage.places import Place
+from samprior.storage.zarr_files import object_name
 
 ABSENT = -1
 """Offset of an inner chunk that was not written because it is zero everywhere."""
@@ -58,7 +59,7 @@ class ShardedArray:
     @property
     def object_name(self) -> str:
         """The array's one object, below the shard's folder."""
-        return _object_name(self.name, len(self.shape))
+        return object_name(self.name, len(self.shape))
 
     @property
     def codec_names(self) -> list[str]:
@@ -82,7 +83,7 @@ def read_small_arrays(place: Place, receipt: Receipt) -> dict[str, npt.NDArray[A
         if name.endswith("/zarr.json"):
             array = _array_of(name)
             about = json.loads(content)
-            chunk = contents.get(_object_name(array, len(about["shape"])))
+            chunk = contents.get(object_name(array, len(about["shape"])))
             arrays[array] = _small_array(about, chunk)
     return arrays
 
@@ -135,11 +136,11 @@ def _sharded_array(
         raise ValueError(f"{name} of shape {shape} is not one object of chunks {chunk}")
     if prod(grid) > MAX_CHUNKS:
         raise ValueError(f"{name} is said to have {prod(grid)} inner chunks")
-    object_name = _object_name(name, len(shape))
+    file = object_name(name, len(shape))
     spans, identity = np.full((*grid, 2), ABSENT, np.int64), None
-    if object_name in sizes:
-        identity = file_identity(place, object_name)
-        spans = _read_index(place, object_name, grid, sizes[object_name])
+    if file in sizes:
+        identity = file_identity(place, file)
+        spans = _read_index(place, file, grid, sizes[file])
     codecs = tuple(sharding["codecs"])
     return ShardedArray(place, name, shape, _number_type(about), chunk, codecs, spans, identity)
 
@@ -170,23 +171,23 @@ def _number_type(about: dict[str, Any]) -> np.dtype[Any]:
 
 
 def _read_index(
-    place: Place, object_name: str, grid: tuple[int, ...], object_bytes: int
+    place: Place, file: str, grid: tuple[int, ...], file_bytes: int
 ) -> npt.NDArray[np.int64]:
     """Offsets and bytes at the end of an object; a checksum follows them."""
     num_bytes = prod(grid) * 16 + 4
-    content = place.read_end(object_name, num_bytes)
+    content = place.read_end(file, num_bytes)
     if crc32c(content[:-4]) != int.from_bytes(content[-4:], "little"):
-        raise ValueError(f"the index of {object_name} has a wrong checksum")
+        raise ValueError(f"the index of {file} has a wrong checksum")
     index = np.frombuffer(content[:-4], "<u8").reshape(*grid, 2)
-    room = object_bytes - num_bytes
+    room = file_bytes - num_bytes
     is_absent = index[..., 0] == 2**64 - 1
     # Compared one by one: sums of what a damaged index says could wrap.
     if ((index > max(room, 0)) & ~is_absent[..., None]).any():
-        raise ValueError(f"the index of {object_name} points beyond its chunks")
+        raise ValueError(f"the index of {file} points beyond its chunks")
     spans = np.where(is_absent[..., None], ABSENT, index.view(np.int64))
     ends = spans[~is_absent].sum(axis=-1)
     if len(ends) and int(ends.max()) > room:
-        raise ValueError(f"the index of {object_name} points beyond its chunks")
+        raise ValueError(f"the index of {file} points beyond its chunks")
     return spans
 
 
@@ -194,7 +195,3 @@ def _array_of(name: str) -> str:
     """The array that a file of a shard belongs to; "" for the group's own metadata."""
     array, slash, _ = name.partition("/")
     return array if slash else ""
-
-
-def _object_name(array: str, num_dimensions: int) -> str:
-    return "/".join([array, "c", *("0" for _ in range(num_dimensions))])

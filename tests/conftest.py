@@ -1,9 +1,11 @@
 """Fixtures for all tests: real data where it is there, small stores, and `--run-slow`."""
 
+import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
@@ -51,6 +53,32 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(max(2, before))
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """On a busy machine, two threads on networks this small mostly wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def benchmarks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str, ModuleType]]:
+    """The scripts of benchmarks/ as modules; results and photographs are small and apart."""
+    folder = Path(__file__).resolve().parents[1] / "benchmarks"
+    names = sorted(file.stem for file in folder.glob("*.py"))
+    monkeypatch.syspath_prepend(folder)
+    modules = {name: importlib.import_module(name) for name in names}
+    whole = modules["measure"].photographs()
+    monkeypatch.setattr(modules["measure"], "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(
+        modules["measure"], "photographs", lambda: [photo[80:160, 100:196] for photo in whole]
+    )
+    yield modules
+    for name in names:
+        del sys.modules[name]
 
 
 @pytest.fixture

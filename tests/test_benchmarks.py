@@ -1,9 +1,8 @@
 """The benchmarks run, compare equal work, and say which side took longer."""
 
-import importlib
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,47 +14,8 @@ from click.testing import CliRunner, Result
 from samprior.storage import MaskStore, Record
 from samprior.storage.errors import LayoutError
 
-FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
-NAMES = (
-    "array_readers",
-    "delivery",
-    "distillation_cost",
-    "everything",
-    "loader",
-    "mask_formats",
-    "measure",
-    "ours",
-    "outputs",
-    "page_cache",
-    "peers",
-    "picture_codecs",
-    "pictures",
-    "plain_masks",
-    "readers",
-    "rounds",
-    "scenes",
-    "sides",
-    "storage",
-    "student",
-    "windows",
-)
 TINY_SAM = ("--model", "tiny", "--points-per-side", "4", "--size", "160", "90")
 WITHOUT_MEMORY = ("--only", "decoder", "--only", "post", "--only", "rest", "--only", "whole")
-
-
-@pytest.fixture
-def benchmarks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str, ModuleType]]:
-    """The scripts as modules; results and photographs are small and apart."""
-    monkeypatch.syspath_prepend(FOLDER)
-    modules = {name: importlib.import_module(name) for name in NAMES}
-    whole = modules["measure"].photographs()
-    monkeypatch.setattr(modules["measure"], "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(
-        modules["measure"], "photographs", lambda: [photo[80:160, 100:196] for photo in whole]
-    )
-    yield modules
-    for name in NAMES:
-        del sys.modules[name]
 
 
 def run(script: ModuleType, *arguments: str) -> Result:

@@ -1,6 +1,6 @@
 """Every network trains with the parts of its own recipe, and resumes to the same bytes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,8 @@ from samprior.training.reconstruction import image_loss, restored_with_loss
 from samprior.training.run import train
 from samprior.training.stage_run import step_generator
 from samprior.training.stages import base_stage, build_networks, control_stage, distill_stage
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 MakeStore = Callable[..., MaskStore]
 CPU = torch.device("cpu")
@@ -84,14 +86,6 @@ NETWORKS = {
     ),
 }
 Configure = Callable[..., TrainConfig]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

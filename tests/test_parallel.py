@@ -5,7 +5,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from samprior.training.checkpoint import load_checkpoint
 from samprior.training.config import load_config
 from samprior.training.parallel import ALONE, Team, joined
 from samprior.training.run import train
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 MakeStore = Callable[..., MaskStore]
 SETTINGS = (
@@ -165,14 +167,6 @@ def on_two_ranks(notes: Path, jobs: dict[str, tuple[list[str], str]]) -> dict[st
         assert process.returncode == 0, error
     ranks = [json.loads((notes / f"ended-{rank}.json").read_text()) for rank in range(2)]
     return {name: Ended([rank[name] for rank in ranks]) for name in jobs}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

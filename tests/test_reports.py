@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from samprior.training.logs import STRIP_PX, strip_of
 from samprior.training.metrics import psnr
 from samprior.training.restore import restore
 from samprior.training.run import read_result, train
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 MakeStore = Callable[..., MaskStore]
 Configure = Callable[..., TrainConfig]
@@ -44,14 +46,6 @@ SETTINGS = (
     "stages.fusion=1",
     "stages.distill=1",
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """One step: however it is split and computed, it is the step of the whole batch."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from samprior.training.stages import (
     distill_stage,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 MakeStore = Callable[..., MaskStore]
 Configure = Callable[..., TrainConfig]
 CPU = torch.device("cpu")
@@ -40,14 +42,6 @@ SETTINGS = (
     "loss.analyzer=random-vgg",
     "stages.base=4",
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -1,9 +1,6 @@
 """The study of distillation: its data, its runs, its table, and that it goes on where it was."""
 
-import importlib
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -13,25 +10,9 @@ from click.testing import CliRunner
 from PIL import Image
 
 from samprior.storage import MaskStore
-from samprior.storage.errors import UsageError
+from samprior.storage.errors import CheckpointError, UsageError
 
-FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
-NAMES = ("measure", "rounds", "distillation_cost", "study_data", "study_table", "distillation")
 TINY = ("width=4", "enc_blocks=[1]", "dec_blocks=[1]", "middle_blocks=1")
-
-
-@pytest.fixture
-def study(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str, ModuleType]]:
-    monkeypatch.syspath_prepend(FOLDER)
-    modules = {name: importlib.import_module(name) for name in NAMES}
-    whole = modules["measure"].photographs()
-    monkeypatch.setattr(modules["measure"], "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(
-        modules["measure"], "photographs", lambda: [photo[80:160, 100:196] for photo in whole]
-    )
-    yield modules
-    for name in NAMES:
-        del sys.modules[name]
 
 
 @pytest.fixture
@@ -50,9 +31,9 @@ def data(tmp_path: Path) -> Path:
 
 
 def test_shuffled_stores_hold_the_same_pictures_and_other_masks(
-    study: dict[str, ModuleType], data: Path, tmp_path: Path
+    benchmarks: dict[str, ModuleType], data: Path, tmp_path: Path
 ) -> None:
-    make = study["study_data"].make_splits
+    make = benchmarks["study_data"].make_splits
     splits = make(tmp_path / "stores", data=data, task="real-noise", masks="superpixel")
     keys: set[str] = set()
     for name, count in (("train", 8), ("test", 2)):
@@ -75,13 +56,13 @@ def test_shuffled_stores_hold_the_same_pictures_and_other_masks(
 
 
 def test_the_table_compares_with_the_control_of_the_same_seed(
-    study: dict[str, ModuleType],
+    benchmarks: dict[str, ModuleType],
 ) -> None:
     scores = {
         "control": [[20.0, 30.0], [22.0, 32.0]],
         "spd": [[20.5, 30.5], [22.5, 32.7]],
     }
-    control, spd = study["study_table"].rows(scores)
+    control, spd = benchmarks["study_table"].rows(scores)
     assert (control["PSNR dB"], control["to control dB"]) == ("26.000", "")
     assert (spd["PSNR dB"], spd["to control dB"]) == ("26.550", "+0.550")
     assert spd["seeds"] == "+0.500 +0.600"
@@ -90,7 +71,7 @@ def test_the_table_compares_with_the_control_of_the_same_seed(
 
 
 def test_a_study_runs_and_goes_on_where_it_was(
-    study: dict[str, ModuleType], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    benchmarks: dict[str, ModuleType], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps = [f"stages.{stage}=2" for stage in ("base", "fusion", "distill")]
     network = [f"network.settings.{setting}" for setting in TINY]
@@ -100,14 +81,27 @@ def test_a_study_runs_and_goes_on_where_it_was(
         *("--out", str(tmp_path / "study"), "--seeds", "2", "--name", "study", "--only", "spd"),
         *(word for setting in settings for word in ("--set", setting)),
     ]
-    done = CliRunner().invoke(study["distillation"].main, command, catch_exceptions=False)
+    done = CliRunner().invoke(benchmarks["distillation"].main, command, catch_exceptions=False)
     assert done.exit_code == 0, done.output
-    file = study["measure"].RESULTS / "study.json"
+    file = benchmarks["measure"].RESULTS / "study.json"
     first = json.loads(file.read_text())
     assert [row["arm"] for row in first["table"]] == ["base", "control", "spd", "refined"]
     assert first["scores"].keys() == {"base", "control", "spd", "refined"}
     assert all(len(values) == 2 and len(values[0]) == 2 for values in first["scores"].values())
-    # Nothing is trained twice.
-    monkeypatch.setattr(study["distillation"], "train", lambda config: pytest.fail("trained"))
-    CliRunner().invoke(study["distillation"].main, command, catch_exceptions=False)
+    # Nothing is trained or scored twice, and other settings are refused.
+    state = tmp_path / "study" / "seed-1" / "spd" / "distill" / "state.safetensors"
+    before = state.stat().st_mtime_ns
+    monkeypatch.setattr(
+        benchmarks["distillation"], "score", lambda *asked: pytest.fail("scored again")
+    )
+    CliRunner().invoke(benchmarks["distillation"].main, command, catch_exceptions=False)
     assert json.loads(file.read_text())["scores"] == first["scores"]
+    assert state.stat().st_mtime_ns == before
+    other = [*command, "--set", "optimizer.lr=0.5"]
+    with pytest.raises(CheckpointError, match="other settings"):
+        CliRunner().invoke(benchmarks["distillation"].main, other, catch_exceptions=False)
+
+
+def test_a_run_brings_the_one_that_trains_its_teacher(benchmarks: dict[str, ModuleType]) -> None:
+    chosen = benchmarks["distillation"].chosen_runs(["spd-sgr"])
+    assert [run.name for run in chosen] == ["control", "spd", "spd-sgr"]

@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -41,6 +41,8 @@ from samprior.training.stages import (
     fusion_stage,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 MakeStore = Callable[..., MaskStore]
 CPU = torch.device("cpu")
 NETWORK = {"width": 4, "enc_blocks": [1], "middle_blocks": 1, "dec_blocks": [1]}
@@ -65,15 +67,6 @@ SETTINGS = (
 NO_SGR = "loss.lambda_sgr=0"
 SHAPES = ((40, 56), (48, 33), (64, 64))
 STAGES = ("base", "control", "fusion", "distill")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """On a busy machine, two threads on networks this small mostly wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -169,7 +169,7 @@ class LossConfig(_Section):
     spd_target: Literal["teacher", "teacher_where_better"] = "teacher"
     """What SPD pulls to; the second follows the teacher only where it is closer to the truth."""
     spd_distance: Literal["bounded", "reconstruction"] = "bounded"
-    """reconstruction is the loss of that name; bounded too, but of psnr one that ends (ours)."""
+    """What SPD measures by: the reconstruction loss; bounded gives psnr's pull an end (ours)."""
     spd_input: Literal["present", "start"] = "present"
     """What the teacher refines in stage B: the network's images, or those of its first weights."""
     lambda_sgr: Weight = 0.1

@@ -242,8 +242,8 @@ def _plain(
 ) -> Stage:
 
     def losses(batch: Batch) -> Losses:
-        name = config.loss.reconstruction
-        return {"total": restored_with_loss(network, batch.degraded, batch.clean, loss=name)[1]}
+        loss = config.loss.reconstruction
+        return {"total": restored_with_loss(network, batch.degraded, batch.clean, loss=loss)[1]}
 
     def restore(degraded: Tensor, regions: RegionBatch | None) -> Tensor:
         restored: Tensor = network(degraded)
