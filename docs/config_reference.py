@@ -24,7 +24,8 @@ Values after `--set` are TOML; what isn't is taken as a string. An unknown key o
 its range is an error that names the key. TOML has no None: leave a key out where its default is
 none. [training.md](training.md) says what the stages do.
 
-This page is written by `python docs/config_reference.py` from `training/config.py`.
+This page is written by `python docs/config_reference.py` from `training/config.py` and
+`training/sections.py`.
 """
 
 _PLAIN = {

@@ -188,7 +188,7 @@ def changed(stage: str, *overrides: str) -> bool:
     return load_config(None, [*NEEDED, *overrides]).identity(stage) != before.identity(stage)
 
 
-STAGES = ("base", "control", "fusion", "distill")
+STAGES = ("base", "control", "fusion", "distill", "joint")
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -240,20 +240,29 @@ def test_identity_holds_what_all_stages_depend_on(stage: str, override: str) -> 
 @pytest.mark.parametrize(
     ("override", "stages"),
     [
-        ("loss.lambda_spd=2", {"distill"}),
-        ("loss.lambda_sgr=2", {"distill"}),
-        ("loss.spd_target=teacher_where_better", {"distill"}),
-        ("stages.distill=9", {"control", "distill"}),
+        ("loss.lambda_spd=2", {"distill", "joint"}),
+        ("loss.lambda_sgr=2", {"distill", "joint"}),
+        ("loss.spd_target=teacher_where_better", {"distill", "joint"}),
+        ("stages.distill=9", {"control", "distill", "joint"}),
         ("stages.fusion=9", {"fusion", "distill"}),
-        ("fusion.mask_repr=topk", {"fusion", "distill"}),
-        ("data.mask_dropout=0.1", {"fusion", "distill"}),
-        ("data.min_mask_px=1", {"fusion", "distill"}),
-        ("data.max_mask_iou=0.5", {"fusion", "distill"}),
-        ("optimizer.extra_lr_share=0.5", {"control", "fusion", "distill"}),
+        ("fusion.mask_repr=topk", {"fusion", "distill", "joint"}),
+        ("fusion.image=degraded", {"fusion", "distill", "joint"}),
+        ("network2.name=other", {"fusion", "distill", "joint"}),
+        ("network2.preset=tiny", {"fusion", "distill", "joint"}),
+        ("network2.settings.width=4", {"fusion", "distill", "joint"}),
+        ("network2.init=weights.pth", {"fusion", "distill", "joint"}),
+        ("data.mask_dropout=0.1", {"fusion", "distill", "joint"}),
+        ("data.min_mask_px=1", {"fusion", "distill", "joint"}),
+        ("data.max_mask_iou=0.5", {"fusion", "distill", "joint"}),
+        ("optimizer.extra_lr_share=0.5", {"control", "fusion", "distill", "joint"}),
     ],
 )
 def test_identity_holds_what_single_stages_depend_on(override: str, stages: set[str]) -> None:
     assert {stage for stage in STAGES if changed(stage, override)} == stages
+
+
+def test_a_shape_of_network_2_that_is_network_1s_changes_nothing() -> None:
+    assert not changed("distill", "network2.name=nafnet")
 
 
 def test_every_setting_is_in_some_identity_or_known_to_be_in_none() -> None:

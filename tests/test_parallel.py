@@ -48,6 +48,8 @@ RCDNET = (
     "loss.lambda_sgr=0",
 )
 
+JOINT = ("mode=joint", "accumulate=2")
+
 # One run on one rank: what it was trained on, and how it ended. It fails where it is told to.
 _JOB = """
 import os
@@ -203,6 +205,7 @@ def two(place: Path, settings: Settings, ended: dict[str, Ended]) -> dict[str, E
     if not ended:
         ended["one"] = alone(settings("one"))
         ended["unbroken"] = alone(settings("unbroken", PLAIN))
+        ended["joint, one"] = alone(settings("joint-one", "mode=joint"))
         ended["grows, broken"] = alone(settings("grows", PLAIN), "stop base 3")
         jobs = {
             "two": (settings("two"), ""),
@@ -210,6 +213,7 @@ def two(place: Path, settings: Settings, ended: dict[str, Ended]) -> dict[str, E
             "grows": (settings("grows", PLAIN), ""),
             "parts": (settings("parts", PLAIN, "accumulate=2"), ""),
             "rcdnet": (settings("rcdnet", *RCDNET), ""),
+            "joint": (settings("joint", *JOINT), ""),
             "read 0": (settings("read0", PLAIN), "read 0"),
             "read 1": (settings("read1", PLAIN), "read 1"),
             "nan": (settings("nan", PLAIN, "accumulate=2"), "nan 1 1"),
@@ -288,6 +292,14 @@ def test_parts_and_ranks_share_a_batch(place: Path, two: dict[str, Ended]) -> No
 def test_networks_with_unused_parameters_train_on_two_ranks(two: dict[str, Ended]) -> None:
     """Warnings are errors there, too."""
     assert two["rcdnet"].errors == [None, None]
+
+
+def test_two_ranks_train_network_1_and_its_teacher_at_once(
+    place: Path, two: dict[str, Ended]
+) -> None:
+    assert two["joint"].errors == [None, None]
+    assert two["joint"].crops() == two["joint, one"].crops()
+    assert_same_log(place / "joint-one", place / "joint")
 
 
 @pytest.mark.parametrize("rank", [0, 1])

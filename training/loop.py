@@ -54,7 +54,8 @@ def run_stage(
 
     def keep_weights(file: Path, weights: dict[str, Tensor], step: int, psnr_db: float) -> None:
         scores = {"step": step, "psnr_db": psnr_db}
-        save_checkpoint(file, weights, model_record(record, stage, scores, validation))
+        kept = stage.result_of(weights)
+        save_checkpoint(file, kept, model_record(record, stage, scores, validation))
 
     with closing(
         Reports(run, validation, folder, keep_weights=keep_weights, progress=progress)

@@ -72,7 +72,7 @@ def model_card(shipped: Shipped) -> str:
     name = " ".join(filter(None, (network["name"], network["preset"])))
     parts = {
         "": f"# {name}, trained with samprior {record['samprior']}\n\n{_origin(record)}",
-        "Network": _network(network, shipped.num_parameters),
+        "Network": _network(network, shipped.num_parameters) + _teacher(record["config"]),
         "Data and masks": _data(record, shipped.num_images),
         "Scores": _scores(shipped),
         "Settings": f"```toml\n{to_toml(record['config']).strip()}\n```",
@@ -97,12 +97,25 @@ def _origin(record: Mapping[str, Any]) -> str:
 
 
 def _network(network: Mapping[str, Any], num_parameters: int) -> str:
-    settings = f", settings `{json.dumps(network['settings'])}`" if network["settings"] else ""
-    preset = f", preset `{network['preset']}`" if network["preset"] else ""
     return (
-        f"`{network['name']}`{preset}{settings}: {num_parameters:,} parameters. Nothing of the "
+        f"{_shape(network)}: {num_parameters:,} parameters. Nothing of the "
         "masks, the teacher or the analyzer is inside: it takes a degraded picture alone."
     )
+
+
+def _teacher(config: Mapping[str, Any]) -> str:
+    """What it learnt from, if from a teacher."""
+    if "network2" not in config:
+        return ""
+    image = "its restored" if config["fusion"]["image"] == "restored" else "the degraded"
+    masks = " and their masks" if config["fusion"]["use_masks"] else ", without masks"
+    return f" It learnt from {_shape(config['network2'])}, which saw {image} pictures{masks}."
+
+
+def _shape(network: Mapping[str, Any]) -> str:
+    preset = f", preset `{network['preset']}`" if network["preset"] else ""
+    settings = f", settings `{json.dumps(network['settings'])}`" if network["settings"] else ""
+    return f"`{network['name']}`{preset}{settings}"
 
 
 def _data(record: Mapping[str, Any], num_images: int) -> str:

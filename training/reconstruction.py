@@ -12,10 +12,13 @@ from samprior.training.priors.distillation import RECONSTRUCTION_LOSSES, Reconst
 DEEP_SUPERVISION = "deep_supervision"
 """The loss that looks at all that `unroll` gives; the others look at the image alone."""
 
+_OF_IMAGES = "mse"
+"""What deep_supervision takes at every stage, and so the loss that goes with it for two images."""
+
 
 def image_loss(name: str) -> ReconstructionLoss:
     """The loss of two images that goes with a reconstruction loss; SPD takes it."""
-    return RECONSTRUCTION_LOSSES["mse" if name == DEEP_SUPERVISION else name]
+    return RECONSTRUCTION_LOSSES[_OF_IMAGES if name == DEEP_SUPERVISION else name]
 
 
 def restored_with_loss(
@@ -36,14 +39,23 @@ def restored_with_loss(
     return restored, RECONSTRUCTION_LOSSES[loss](restored, clean)
 
 
+def fitting_loss(network: nn.Module, loss: str) -> str:
+    """The loss that trains network 2: `loss`, or for one that can't unroll its image loss."""
+    return loss if loss != DEEP_SUPERVISION or _unrolls(network) else _OF_IMAGES
+
+
 def require_fitting_loss(network: nn.Module, loss: str) -> None:
     """Check that a network can be trained with a loss.
 
     Raises:
         ConfigError: deep supervision of a network that gives one image alone.
     """
-    if loss == DEEP_SUPERVISION and not callable(getattr(network, "unroll", None)):
+    if loss == DEEP_SUPERVISION and not _unrolls(network):
         raise ConfigError(
             f"loss.reconstruction deep_supervision is for networks that unroll, such as "
             f"{RCDNet.__name__}, and {type(network).__name__} does not; take mse or charbonnier"
         )
+
+
+def _unrolls(network: nn.Module) -> bool:
+    return callable(getattr(network, "unroll", None))

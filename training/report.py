@@ -260,7 +260,7 @@ def _bar_width(spread: float) -> float:
 
 def _uses_masks(record: Mapping[str, Any]) -> bool:
     """Whether the network learnt from masks; the other stages only carry their record."""
-    return record.get("stage") == "distill"
+    return record.get("stage") in ("distill", "joint")
 
 
 def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:

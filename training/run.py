@@ -12,36 +12,41 @@ from torch import nn
 
 from samprior.storage import MaskStore
 from samprior.storage.errors import CheckpointError, ConfigError
-from samprior.storage.files import only_writer, remove_drafts, sha256_of, write_bytes
+from samprior.storage.files import only_writer, remove_drafts, write_bytes
 from samprior.training.best import best_file
+from samprior.training.building import (
+    Teacher,
+    build_networks,
+    build_relation,
+    load_initial_weights,
+    starts_as_network_1,
+)
 from samprior.training.checkpoint import (
     load_checkpoint,
     load_strictly,
-    read_official,
     read_record,
     require_same_settings,
     save_checkpoint,
 )
 from samprior.training.config import TrainConfig
-from samprior.training.data import content_digest, require_croppable
+from samprior.training.data import require_croppable
 from samprior.training.logs import require_tensorboard
 from samprior.training.loop import run_stage
-from samprior.training.mixing import open_rain_layers, rain_layers_digest
+from samprior.training.mixing import open_rain_layers
 from samprior.training.model_card import CARD, Shipped, model_card, model_record
 from samprior.training.parallel import Team, joined
 from samprior.training.priors import RelationLoss
+from samprior.training.records import records_of
 from samprior.training.reports import Progress, StageResult
 from samprior.training.restore import pick_device
 from samprior.training.stages import (
     STAGES_OF_MODE,
     Stage,
-    Teacher,
     base_stage,
-    build_networks,
-    build_relation,
     control_stage,
     distill_stage,
     fusion_stage,
+    joint_stage,
 )
 from samprior.training.toml_text import to_toml
 from samprior.training.validation import protocol_of
@@ -119,12 +124,12 @@ def train(config: TrainConfig, *, progress: Progress | None = None) -> RunResult
                     record=record, team=team, progress=progress,
                 )  # fmt: skip
                 # Not compared on resume: its name tells of a file that may be renamed, see
-                # `_identity`.
+                # `samprior.training.records`.
                 record["analyzer"] = stage.analyzer
                 with team.together():  # the next stage reads it on all ranks
                     if team.leads:
                         about = model_record(record, stage, asdict(results[name]), run.validation)
-                        weights = stage.learns.state_dict()
+                        weights = stage.result_of(stage.learns.state_dict())
                         save_checkpoint(_model_file(config, name), weights, about)
             return team.share(lambda: _conclude(config, results, run))
 
@@ -143,14 +148,16 @@ def _prepare(config: TrainConfig, device: torch.device, team: Team) -> _Prepared
     require_croppable(store, config.data.largest_crop_px)
     open_rain_layers(config.data.rain_layers, config.data.largest_crop_px, seed=config.seed)
     validation = _validation_store(config.data.validation)
+    teaches = not {"distill", "joint"}.isdisjoint(STAGES_OF_MODE[config.mode])
     network, teacher = build_networks(config)
     if config.network.init is not None:
-        load_strictly(network, _initial_weights(config.network.init), config.network.init)
-    records = _records(config, store)
+        load_initial_weights(network, config.network.init)
+    if config.network2.init is not None and teaches:
+        load_initial_weights(teacher.network2, config.network2.init)
+    records = records_of(config, store)
     _refuse_other_settings(config.out, records)
     # Before the first stage: a run must not end after days for want of a download.
-    distils = "distill" in STAGES_OF_MODE[config.mode]
-    relation = build_relation(config.loss) if distils else None
+    relation = build_relation(config.loss) if teaches else None
     return _Prepared(store, validation, network, teacher, relation, records)
 
 
@@ -244,61 +251,14 @@ def _stage(
     load_strictly(network, load_checkpoint(base)[0], base)
     if name == "control":
         return control_stage(config, network)
-    if name == "fusion":
+    if name == "distill":
+        return distill_stage(config, network, teacher, relation)
+    if starts_as_network_1(config, network, teacher):
         # The teacher's network starts as the one it is to refine: self-distillation.
         teacher.network2.load_state_dict(network.state_dict())
+    if name == "fusion":
         return fusion_stage(config, network, teacher)
-    return distill_stage(config, network, teacher, relation)
-
-
-def _initial_weights(file: Path) -> dict[str, torch.Tensor]:
-    return load_checkpoint(file)[0] if file.suffix == ".safetensors" else read_official(file)
-
-
-def _records(config: TrainConfig, store: MaskStore) -> dict[str, dict[str, Any]]:
-    """What the checkpoints of each stage say about how they were made."""
-    init = config.network.init
-    init_sha256 = sha256_of(init) if init is not None else None
-    of_store = {
-        "masks": dict(store.header.made_of),
-        "store_fingerprint": store.fingerprint,
-        "store_sha256": content_digest(store),
-    }
-    return {
-        stage: {"stage": stage, "config": _identity(config, stage, init_sha256), **of_store}
-        for stage in STAGES_OF_MODE[config.mode]
-    }
-
-
-def _identity(config: TrainConfig, stage: str, init_sha256: str | None) -> dict[str, Any]:
-    """The settings of a stage, with files of weights known by content instead of by path."""
-    identity = config.identity(stage)
-    identity["network"]["init"] = init_sha256
-    identity["network"]["rain_kernels"] = _kernels_digest(config)
-    identity["data"]["rain_layers"] = rain_layers_digest(config.data.rain_layers)
-    if stage == "distill":
-        identity["loss"]["analyzer_weights"] = _analyzer_digest(config)
-    return identity
-
-
-def _kernels_digest(config: TrainConfig) -> str | None:
-    # Read by `build_networks` before, so it is there.
-    file = config.network.rain_kernels
-    return sha256_of(file) if file is not None else None
-
-
-def _analyzer_digest(config: TrainConfig) -> str | None:
-    """What stands for analyzer_weights in the record; without SGR they play no part."""
-    file = config.loss.analyzer_weights
-    if file is None or config.loss.lambda_sgr == 0:
-        return None
-    try:
-        return sha256_of(file)
-    except OSError as error:
-        raise CheckpointError(
-            f"{file} can't be read ({error.strerror}); loss.analyzer_weights takes a file of "
-            "torchvision's VGG weights, or leave it out to download them"
-        ) from error
+    return joint_stage(config, network, teacher, relation)
 
 
 def _summary(result: RunResult, record: dict[str, Any], *, ships: str) -> str:

@@ -44,6 +44,8 @@ class StageRun:
         stage.learns.requires_grad_(True).train().to(device)
         _prepare(stage, config, device)
         self.parameters = list(stage.learns.parameters())
+        # Each has a gradient and so a norm of its own.
+        self.parts = [list(part.parameters()) for part in stage.clipped_apart or (stage.learns,)]
         self.optimizer = _optimizer(stage, config)
         self.average = {k: v.clone() for k, v in stage.learns.state_dict().items()}
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
@@ -77,11 +79,11 @@ class StageRun:
         with step_generator(seed, self.stage, self.step, self.device, rank=rank):
             losses = self._backward(parts)
         self.scaler.unscale_(self.optimizer)
-        gradients = [value.grad for value in self.parameters if value.grad is not None]
-        norm = nn.utils.get_total_norm(gradients, foreach=True)
-        self._require_finite(losses["total"], norm, parts)
+        norms = [_norm_of_gradient(part) for part in self.parts]
+        self._require_finite(losses["total"], torch.stack(norms).norm(), parts)
         if clip_norm := self.config.optimizer.clip_norm:
-            nn.utils.clip_grads_with_norm_(self.parameters, clip_norm, norm, foreach=True)
+            for part, norm in zip(self.parts, norms, strict=True):
+                nn.utils.clip_grads_with_norm_(part, clip_norm, norm, foreach=True)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.step += 1
@@ -243,6 +245,11 @@ def _optimizer(stage: Stage, config: TrainConfig) -> torch.optim.Optimizer:
         # torch's default on the CPU is a loop over tensors, slow where they are many and small.
         foreach=True,
     )
+
+
+def _norm_of_gradient(parameters: Sequence[nn.Parameter]) -> Tensor:
+    gradients = [value.grad for value in parameters if value.grad is not None]
+    return nn.utils.get_total_norm(gradients, foreach=True)
 
 
 def _prepare(stage: Stage, config: TrainConfig, device: torch.device) -> None:

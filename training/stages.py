@@ -4,35 +4,46 @@
     control   network 1, further, with the same loss: what a distilled network is compared with
     fusion    stage A: SPF and network 2, network 1 frozen
     distill   stage B: network 1, SPF and network 2 frozen; L_recon + l1 * L_SPD + l2 * L_SGR
+    joint     network 1 as in distill, and SPF and network 2 as in fusion, in the same steps
 
 That the teacher is trained in a stage of its own is our choice: summaries of the paper give only
 the three terms of the loss (see docs/method.md).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from samprior.storage.errors import ConfigError
+from samprior.training.building import (
+    Teacher,
+    build_networks,
+    build_relation,
+    starts_as_network_1,
+)
 from samprior.training.config import LossConfig, TrainConfig
 from samprior.training.data import Batch
-from samprior.training.networks import build_network
-from samprior.training.networks.rain_kernels import read_rain_kernels
-from samprior.training.networks.rcdnet import RCDNet
-from samprior.training.priors import (
-    RelationLoss,
-    SemanticPriorFusion,
-    bounded_psnr,
-    build_analyzer,
-    spd_loss,
-    teacher_where_better,
-)
+from samprior.training.priors import RelationLoss, bounded_psnr, spd_loss, teacher_where_better
 from samprior.training.priors.regions import RegionBatch
-from samprior.training.reconstruction import image_loss, require_fitting_loss, restored_with_loss
+from samprior.training.reconstruction import fitting_loss, image_loss, restored_with_loss
 from samprior.training.schedule import Phases, base_phases, later_phases, samples_before
+
+__all__ = [
+    "STAGES_OF_MODE",
+    "Losses",
+    "Stage",
+    "Teacher",
+    "base_stage",
+    "build_networks",
+    "build_relation",
+    "control_stage",
+    "distill_stage",
+    "distillation_losses",
+    "fusion_stage",
+    "joint_stage",
+]
 
 Losses = dict[str, Tensor]
 """Scalars by name; `total` is what is minimised."""
@@ -41,22 +52,9 @@ STAGES_OF_MODE = {
     "plain": ("base",),
     "control": ("base", "control"),
     "distill": ("base", "fusion", "distill"),
+    "joint": ("base", "joint"),
     "compare": ("base", "control", "fusion", "distill"),
 }
-
-
-class Teacher(nn.Module):
-    """SPF, then network 2: a restored image and its masks in, a refined image out."""
-
-    def __init__(self, fusion: SemanticPriorFusion, network: nn.Module) -> None:
-        super().__init__()
-        self.fusion = fusion
-        self.network2 = network
-
-    def forward(self, restored: Tensor, regions: RegionBatch) -> Tensor:
-        """Refine (B, 3, H, W) images; no gradient reaches network 1 through `restored`."""
-        refined: Tensor = self.network2(self.fusion(restored.detach(), regions))
-        return refined
 
 
 @dataclass
@@ -76,6 +74,11 @@ class Stage:
     """What is scored on the validation data: (B, 3, H, W) in, (B, 3, H, W) out."""
     restores_with_masks: bool = False
     """Whether `restore` needs the masks, as only the teacher does."""
+    ships: str = ""
+    """Name of the part of `learns` that is the stage's result; empty: all of it."""
+    clipped_apart: Sequence[nn.Module] = ()
+    """Parts of `learns` with losses of their own, each clipped by its own norm; empty: all is one.
+    """
     frozen: Sequence[nn.Module] = ()
     mask_strides: tuple[int, ...] | None = None
     """Strides at which SGR pools masks; None when the stage looks at no masks."""
@@ -84,6 +87,11 @@ class Stage:
     """How the learning rate falls; a name of `learning_rate`."""
     analyzer: str | None = None
     """Name of SGR's analyzer, reported with every result."""
+
+    def result_of(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What is kept of weights of `learns` once the stage has ended, under its own keys."""
+        prefix = f"{self.ships}." if self.ships else ""
+        return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
 
 
 def base_stage(config: TrainConfig, network: nn.Module) -> Stage:
@@ -101,31 +109,31 @@ def control_stage(config: TrainConfig, network: nn.Module) -> Stage:
 
 
 def fusion_stage(config: TrainConfig, network: nn.Module, teacher: Teacher) -> Stage:
-    """Stage A: train the teacher on the output of the frozen network 1."""
+    """Stage A: train the teacher on the output of the frozen network 1, or on its input."""
+    sees_degraded = config.fusion.image == "degraded"
+    starts_anew = config.network2.init is None and not starts_as_network_1(config, network, teacher)
+
+    def image_of(degraded: Tensor) -> Tensor:
+        if sees_degraded:
+            return degraded
+        with torch.no_grad():
+            restored: Tensor = network(degraded)
+        return restored
 
     def restore(degraded: Tensor, regions: RegionBatch | None) -> Tensor:
         assert regions is not None
-        with torch.no_grad():
-            restored = network(degraded)
-        refined: Tensor = teacher(restored, regions)
+        refined: Tensor = teacher(image_of(degraded), regions)
         return refined
 
     def losses(batch: Batch) -> Losses:
-        assert batch.regions is not None
-        with torch.no_grad():
-            restored = network(batch.degraded)
-        fused = teacher.fusion(restored, batch.regions)
-        _, loss = restored_with_loss(
-            teacher.network2, fused, batch.clean, loss=config.loss.reconstruction
-        )
-        return {"total": loss}
+        return {"total": _refined_with_loss(config, teacher, image_of(batch.degraded), batch)[1]}
 
     return Stage(
         name="fusion",
         learns=teacher,
-        frozen=(network,),
+        frozen=() if sees_degraded else (network,),
         iterations=config.stages.fusion,
-        peak_lr=_extra_lr(config),
+        peak_lr=config.optimizer.lr if starts_anew else _extra_lr(config),
         first_sample=_extra_start(config),
         phases=later_phases(config, config.stages.fusion),
         losses=losses,
@@ -149,7 +157,11 @@ def distill_stage(
             network, batch.degraded, batch.clean, loss=settings.reconstruction
         )
         with torch.no_grad():
-            refined = teacher(start(batch.degraded) if start else restored, batch.regions)
+            if config.fusion.image == "degraded":
+                image = batch.degraded
+            else:
+                image = start(batch.degraded) if start else restored
+            refined = teacher(image, batch.regions)
         return distillation_losses(
             restored, loss, refined, batch.clean, batch.regions, settings, relation
         )
@@ -158,10 +170,42 @@ def distill_stage(
         config, network, "distill", config.stages.distill, _extra_lr(config), _extra_start(config)
     )
     stage.losses = losses
-    stage.frozen = tuple(each for each in (teacher, relation, start) if each is not None)
-    stage.mask_strides = relation.analyzer.strides if relation else ()
-    stage.analyzer = relation.analyzer.name if relation else None
+    stage.frozen = (teacher,)
+    stage = _with_relation(stage, relation)
+    stage.frozen = (*stage.frozen, start) if start else stage.frozen
     return stage
+
+
+def joint_stage(
+    config: TrainConfig, network: nn.Module, teacher: Teacher, relation: RelationLoss | None
+) -> Stage:
+    """Both stages at once: network 1 on L, the teacher on L_recon of its own images.
+
+    Nothing of L reaches the teacher, and nothing of its loss network 1. So without weights of SPD
+    and SGR network 1 ends as `control_stage` leaves it (where networks draw at random, as Uformer
+    does, only if steps are computed in one part: the teacher draws between the parts).
+    """
+
+    def losses(batch: Batch) -> Losses:
+        assert batch.regions is not None
+        restored, loss = restored_with_loss(
+            network, batch.degraded, batch.clean, loss=config.loss.reconstruction
+        )
+        image = batch.degraded if config.fusion.image == "degraded" else restored.detach()
+        refined, of_teacher = _refined_with_loss(config, teacher, image, batch)
+        terms = distillation_losses(
+            restored, loss, refined.detach(), batch.clean, batch.regions, config.loss, relation
+        )
+        return {**terms, "total": terms["total"] + of_teacher, "teacher": of_teacher}
+
+    stage = _plain(
+        config, network, "joint", config.stages.distill, _extra_lr(config), _extra_start(config)
+    )
+    stage.learns = nn.ModuleDict({"network1": network, "teacher": teacher})
+    stage.ships, stage.clipped_apart = "network1", (network, teacher)
+    stage.losses = losses
+    stage.mask_dropout = config.data.mask_dropout
+    return _with_relation(stage, relation)
 
 
 def distillation_losses(
@@ -199,44 +243,6 @@ def distillation_losses(
     return {"total": total, **terms}
 
 
-def build_networks(config: TrainConfig) -> tuple[nn.Module, Teacher]:
-    """Network 1 and a teacher of the same kind; initial weights are fixed by the seed.
-
-    Raises:
-        UsageError: a network that can't be built as it is set.
-        ConfigError: a loss or rain kernels that don't fit it.
-        CheckpointError: rain kernels that can't be read.
-    """
-    made = config.network
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        network = build_network(made.name, preset=made.preset, **made.settings)
-        second = build_network(made.name, preset=made.preset, **made.settings)
-        fusion = SemanticPriorFusion(
-            mask_repr=config.fusion.mask_repr,
-            channels=config.fusion.channels,
-            use_masks=config.fusion.use_masks,
-        )
-    require_fitting_loss(network, config.loss.reconstruction)
-    if made.rain_kernels is not None:
-        if not isinstance(network, RCDNet):
-            raise ConfigError(f"network.rain_kernels is for rcdnet; {made.name} has none")
-        network.set_rain_kernels(read_rain_kernels(made.rain_kernels))
-    return network, Teacher(fusion, second)
-
-
-def build_relation(settings: LossConfig) -> RelationLoss | None:
-    """SGR as configured, or None when its weight is 0.
-
-    Raises:
-        CheckpointError: the analyzer's weights can't be had.
-    """
-    if settings.lambda_sgr == 0:
-        return None
-    analyzer = build_analyzer(settings.analyzer, weights=settings.analyzer_weights)
-    return RelationLoss(analyzer, eta=settings.eta, max_regions=settings.max_regions)
-
-
 def _plain(
     config: TrainConfig, network: nn.Module, name: str, iterations: int, lr: float, first: int
 ) -> Stage:
@@ -259,6 +265,26 @@ def _plain(
         losses=losses,
         restore=restore,
     )
+
+
+def _with_relation(stage: Stage, relation: RelationLoss | None) -> Stage:
+    """The stage with SGR beside it, frozen; its masks are pooled as SGR asks."""
+    stage.mask_strides = ()
+    if relation is not None:
+        stage.frozen = (*stage.frozen, relation)
+        stage.mask_strides = relation.analyzer.strides
+        stage.analyzer = relation.analyzer.name
+    return stage
+
+
+def _refined_with_loss(
+    config: TrainConfig, teacher: Teacher, image: Tensor, batch: Batch
+) -> tuple[Tensor, Tensor]:
+    """The teacher's images (B, 3, H, W) and its own reconstruction loss."""
+    assert batch.regions is not None
+    fused = teacher.fusion(image, batch.regions)
+    loss = fitting_loss(teacher.network2, config.loss.reconstruction)
+    return restored_with_loss(teacher.network2, fused, batch.clean, loss=loss)
 
 
 def _extra_lr(config: TrainConfig) -> float:
