@@ -2,7 +2,7 @@
 
     python benchmarks/distillation.py --data DIR --task noise --masks human --out studies/noise
     python benchmarks/distillation.py --data DIR --task rain --network efficientderain \\
-        --set stages.distill=3000 --seeds 5 --out studies/rain
+        --teacher settings.width=24 --set stages.distill=3000 --seeds 5 --out studies/rain
 
 Everything a study trains lies below --out, and the same command again goes on with it. Each seed
 trains the network (base) and then, from its weights, on the same crops and equally long:
@@ -15,8 +15,16 @@ trains the network (base) and then, from its weights, on the same crops and equa
     spd-where-better  as spd, following the teacher only where it is closer to the truth (ours)
     spd-start         as spd, the teacher refining the images of the first weights (ours)
     spd-unbounded     as spd, with the reconstruction loss as it is (other than spd for psnr alone)
+    joint             as spd, the teacher learning in the same steps
 
-and scores the teachers themselves (refined, refined-shuffled, refined-none), with masks of the test
+and, with --teacher, towards a larger teacher that sees the degraded picture and the masks (ours):
+
+    large             as spd, towards that teacher; lambda_spd is 4
+    large-sgr         the same, with the relation loss
+    large-none        as large, with a teacher that sees no masks
+    large-shuffled    as large, with masks of another picture
+
+and scores the teachers themselves (refined, large-teacher and so on) with masks of the test
 pictures. Masks are of the clean pictures: an upper bound. Nothing is chosen on the test pictures:
 the last weights of each stage count.
 """
@@ -37,6 +45,7 @@ import torch
 from study_data import Split
 
 from samprior.storage import MaskStore
+from samprior.storage.errors import UsageError
 from samprior.storage.files import sha256_of, write_bytes
 from samprior.training.checkpoint import load_checkpoint, load_strictly
 from samprior.training.config import TrainConfig, load_config
@@ -72,7 +81,12 @@ class Run:
     """Whether its masks are those of other pictures."""
     teacher_of: str | None = None
     """An earlier run whose teacher it takes: what teaches is the same."""
+    large: bool = False
+    """Whether its teacher has the shape that --teacher says."""
 
+
+LARGE = ("fusion.image=degraded", "loss.lambda_spd=4", "loss.spd_distance=reconstruction")
+"""How a teacher that is better than the network is followed: closely."""
 
 RUNS = (
     Run("control", "control"),
@@ -85,9 +99,22 @@ RUNS = (
     Run("spd-start", "distill", ("loss.lambda_sgr=0", "loss.spd_input=start"), teacher_of="spd"),
     Run("spd-unbounded", "distill", ("loss.lambda_sgr=0", "loss.spd_distance=reconstruction"),
         teacher_of="spd"),
+    Run("joint", "joint", ("loss.lambda_sgr=0",)),
+    Run("large", "distill", ("loss.lambda_sgr=0", *LARGE), large=True),
+    Run("large-sgr", "distill", LARGE, teacher_of="large", large=True),
+    Run("large-none", "distill", ("loss.lambda_sgr=0", "fusion.use_masks=false", *LARGE),
+        large=True),
+    Run("large-shuffled", "distill", ("loss.lambda_sgr=0", *LARGE), shuffled=True, large=True),
 )  # fmt: skip
 
-TEACHERS = {"refined": "spd", "refined-shuffled": "spd-sgr-shuffled", "refined-none": "spd-none"}
+TEACHERS = {
+    "refined": "spd",
+    "refined-shuffled": "spd-sgr-shuffled",
+    "refined-none": "spd-none",
+    "large-teacher": "large",
+    "large-teacher-none": "large-none",
+    "large-teacher-shuffled": "large-shuffled",
+}
 """What a teacher is called, and the run that trains it."""
 
 
@@ -99,12 +126,22 @@ TEACHERS = {"refined": "spd", "refined-shuffled": "spd-sgr-shuffled", "refined-n
 @click.option("--network", default="nafnet", show_default=True)
 @click.option("--config", type=click.Path(path_type=Path), help="TOML file of `samprior train`.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key.")
+@click.option(
+    "--teacher",
+    "teacher",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Of the larger teacher, a key below network2: settings.width=24.",
+)
+@click.option(
+    "--teacher-steps", type=click.IntRange(min=1), help="Of the larger teacher; default: as base."
+)
 @click.option("--seeds", default=3, show_default=True)
 @click.option(
     "--only",
     multiple=True,
     type=click.Choice([run.name for run in RUNS]),
-    help="Runs besides control; default: all.",
+    help="Runs besides control; default: all, those of the large teacher with --teacher only.",
 )
 @click.option("--name", help="Of the results' file; default: distillation_TASK_MASKS_NETWORK.")
 def main(
@@ -115,6 +152,8 @@ def main(
     network: str,
     config: Path | None,
     overrides: tuple[str, ...],
+    teacher: tuple[str, ...],
+    teacher_steps: int | None,
     seeds: int,
     only: tuple[str, ...],
     name: str | None,
@@ -122,12 +161,15 @@ def main(
     """Train, score, and write benchmarks/results/distillation_*.json with a table."""
     stores = out / "stores" / f"{task}-{masks}"
     splits = study_data.make_splits(stores, data=data, task=task, masks=masks)
-    chosen = chosen_runs(only)
+    chosen = chosen_runs(only, has_large=bool(teacher))
     small = () if config else SMALL
     settings = (*small, f"network.name={network}", *overrides)
+    larger = [f"network2.{each}" for each in teacher]
+    base_steps = load_config(config, (*settings, "out=unused", "data.train=unused")).stages.base
+    larger.append(f"stages.fusion={teacher_steps or base_steps}")
     scores: dict[str, list[list[float]]] = {}
     for seed in range(seeds):
-        study = SeedStudy(out / f"seed-{seed}", splits, config, (*settings, f"seed={seed}"))
+        study = SeedStudy(out / f"seed-{seed}", splits, config, (*settings, f"seed={seed}"), larger)
         for arm, values in study.scores(chosen).items():
             scores.setdefault(arm, []).append(values)
     plain = study.config("control", Run("control", "control"))
@@ -143,16 +185,24 @@ def main(
         seeds=seeds,
         commit=study_table.commit(),
         settings=plain.model_dump(mode="json", exclude={"out", "seed"}),
+        larger_teacher=larger if teacher else None,
         method=study_table.METHOD,
         table=rows,
         scores=scores,
     )
 
 
-def chosen_runs(only: Sequence[str]) -> list[Run]:
-    """The runs of these names, the control, and those whose teachers they take."""
+def chosen_runs(only: Sequence[str], *, has_large: bool) -> list[Run]:
+    """The runs of these names, the control, and those whose teachers they take.
+
+    Raises:
+        UsageError: one of them needs the larger teacher, and there is none.
+    """
     if not only:
-        return list(RUNS)
+        return [run for run in RUNS if has_large or not run.large]
+    for run in RUNS:
+        if run.name in only and run.large and not has_large:
+            raise UsageError(f"{run.name} needs --teacher, such as --teacher settings.width=24")
     teachers = {run.teacher_of for run in RUNS if run.name in only}
     return [run for run in RUNS if run.name in {"control", *only, *teachers}]
 
@@ -166,11 +216,13 @@ class SeedStudy:
         splits: Mapping[str, Split],
         file: Path | None,
         settings: Sequence[str],
+        larger: Sequence[str],
     ) -> None:
         self.folder = folder
         self.splits = splits
         self.file = file
         self.settings = settings
+        self.larger = larger
 
     def scores(self, runs: Sequence[Run]) -> dict[str, list[float]]:
         """PSNR of each test picture, by arm; what was scored before is not scored again."""
@@ -180,7 +232,7 @@ class SeedStudy:
             if run.teacher_of is not None:
                 self._take_teacher(run, run.teacher_of)
             self._train(run)
-            stage = "control" if run.mode == "control" else "distill"
+            stage = run.mode  # control, distill and joint are named after their last stage
             found[run.name] = self._scored(run.name, stage, shuffled=run.shuffled)
         trained = {run.name: run for run in runs}
         for arm, name in TEACHERS.items():
@@ -197,6 +249,7 @@ class SeedStudy:
             (
                 *self.settings,
                 *run.settings,
+                *(self.larger if run.large else ()),
                 f"out={self.folder / name}",
                 f"mode={run.mode}",
                 f"data.train={split.shuffled if run.shuffled else split.right}",

@@ -11,6 +11,7 @@ from PIL import Image
 
 from samprior.storage import MaskStore
 from samprior.storage.errors import CheckpointError, UsageError
+from samprior.training.checkpoint import load_checkpoint
 
 TINY = ("width=4", "enc_blocks=[1]", "dec_blocks=[1]", "middle_blocks=1")
 
@@ -103,5 +104,33 @@ def test_a_study_runs_and_goes_on_where_it_was(
 
 
 def test_a_run_brings_the_one_that_trains_its_teacher(benchmarks: dict[str, ModuleType]) -> None:
-    chosen = benchmarks["distillation"].chosen_runs(["spd-sgr"])
-    assert [run.name for run in chosen] == ["control", "spd", "spd-sgr"]
+    choose = benchmarks["distillation"].chosen_runs
+    names = [run.name for run in choose(["spd-sgr"], has_large=False)]
+    assert names == ["control", "spd", "spd-sgr"]
+    names = [run.name for run in choose(["large-sgr"], has_large=True)]
+    assert names == ["control", "large", "large-sgr"]
+    assert not any(run.large for run in choose([], has_large=False))
+    with pytest.raises(UsageError, match="needs --teacher"):
+        choose(["large"], has_large=False)
+
+
+def test_joint_and_a_larger_teacher_are_scored(
+    benchmarks: dict[str, ModuleType], data: Path, tmp_path: Path
+) -> None:
+    steps = [f"stages.{stage}=1" for stage in ("base", "fusion", "distill")]
+    network = [f"network.settings.{setting}" for setting in TINY]
+    settings = [*steps, *network, "data.crop_px=16", "data.batch_size=2"]
+    command = [
+        *("--data", str(data), "--task", "real-noise", "--masks", "superpixel"),
+        *("--out", str(tmp_path / "study"), "--seeds", "1", "--name", "study"),
+        *("--only", "joint", "--only", "large", "--teacher", "settings.width=8"),
+        *("--teacher-steps", "2"),
+        *(word for setting in settings for word in ("--set", setting)),
+    ]
+    done = CliRunner().invoke(benchmarks["distillation"].main, command, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    found = json.loads((benchmarks["measure"].RESULTS / "study.json").read_text())
+    assert found["scores"].keys() == {"base", "control", "joint", "large", "large-teacher"}
+    assert found["larger_teacher"] == ["network2.settings.width=8", "stages.fusion=2"]
+    teacher = load_checkpoint(tmp_path / "study/seed-0/large/fusion/model.safetensors")[0]
+    assert teacher["network2.intro.weight"].shape[0] == 8
