@@ -1,6 +1,9 @@
 """Does distilling the masks help? A network trained on, with and without, over several seeds.
 
     python benchmarks/distillation.py --data DIR --task noise --masks human --out studies/noise
+    python benchmarks/distillation.py --train stores/gopro --test stores/gopro-test \\
+        --config gopro_nafnet_w32 --teacher preset=gopro_w64 --teacher init=width64.pth \\
+        --out studies/gopro
     python benchmarks/distillation.py --data DIR --task rain --network efficientderain \\
         --teacher settings.width=24 --set stages.distill=3000 --seeds 5 --out studies/rain
 
@@ -19,22 +22,22 @@ trains the network (base) and then, from its weights, on the same crops and equa
 
 and, with --teacher, towards a larger teacher that sees the degraded picture and the masks (ours):
 
-    large             as spd, towards that teacher; lambda_spd is 4
+    large             as spd, towards that teacher; lambda_spd is 4, spd_distance reconstruction
     large-sgr         the same, with the relation loss
     large-none        as large, with a teacher that sees no masks
     large-shuffled    as large, with masks of another picture
 
 and scores the teachers themselves (refined, large-teacher and so on) with masks of the test
-pictures. Masks are of the clean pictures: an upper bound. Nothing is chosen on the test pictures:
-the last weights of each stage count.
+pictures. Masks that are made here are of the clean pictures: an upper bound. Nothing is chosen on
+the test pictures: the last weights of each stage count.
 """
 
 import json
 import shutil
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import distillation_cost
@@ -42,11 +45,12 @@ import measure
 import study_data
 import study_table
 import torch
-from study_data import Split
+from study_arms import NOWHERE, RUNS, TEACHERS, Run, check_all, chosen_runs
 
 from samprior.storage import MaskStore
-from samprior.storage.errors import UsageError
+from samprior.storage.errors import SampriorError
 from samprior.storage.files import sha256_of, write_bytes
+from samprior.storage.mask_sets import MAIN
 from samprior.training.checkpoint import load_checkpoint, load_strictly
 from samprior.training.config import TrainConfig, load_config
 from samprior.training.restore import pick_device
@@ -70,60 +74,20 @@ SMALL = (
 """Settings that finish on a CPU, unless --config or --set say otherwise."""
 
 
-@dataclass(frozen=True)
-class Run:
-    """One training run of a seed."""
+FolderOption = click.Path(path_type=Path, exists=True, file_okay=False)
 
-    name: str
-    mode: str
-    settings: tuple[str, ...] = ()
-    shuffled: bool = False
-    """Whether its masks are those of other pictures."""
-    teacher_of: str | None = None
-    """An earlier run whose teacher it takes: what teaches is the same."""
-    large: bool = False
-    """Whether its teacher has the shape that --teacher says."""
-
-
-LARGE = ("fusion.image=degraded", "loss.lambda_spd=4", "loss.spd_distance=reconstruction")
-"""How a teacher that is better than the network is followed: closely."""
-
-RUNS = (
-    Run("control", "control"),
-    Run("spd", "distill", ("loss.lambda_sgr=0",)),
-    Run("spd-sgr", "distill", teacher_of="spd"),
-    Run("spd-sgr-shuffled", "distill", shuffled=True),
-    Run("spd-none", "distill", ("loss.lambda_sgr=0", "fusion.use_masks=false")),
-    Run("spd-where-better", "distill",
-        ("loss.lambda_sgr=0", "loss.spd_target=teacher_where_better"), teacher_of="spd"),
-    Run("spd-start", "distill", ("loss.lambda_sgr=0", "loss.spd_input=start"), teacher_of="spd"),
-    Run("spd-unbounded", "distill", ("loss.lambda_sgr=0", "loss.spd_distance=reconstruction"),
-        teacher_of="spd"),
-    Run("joint", "joint", ("loss.lambda_sgr=0",)),
-    Run("large", "distill", ("loss.lambda_sgr=0", *LARGE), large=True),
-    Run("large-sgr", "distill", LARGE, teacher_of="large", large=True),
-    Run("large-none", "distill", ("loss.lambda_sgr=0", "fusion.use_masks=false", *LARGE),
-        large=True),
-    Run("large-shuffled", "distill", ("loss.lambda_sgr=0", *LARGE), shuffled=True, large=True),
-)  # fmt: skip
-
-TEACHERS = {
-    "refined": "spd",
-    "refined-shuffled": "spd-sgr-shuffled",
-    "refined-none": "spd-none",
-    "large-teacher": "large",
-    "large-teacher-none": "large-none",
-    "large-teacher-shuffled": "large-shuffled",
-}
-"""What a teacher is called, and the run that trains it."""
+UNTOLD: Any = {"out": True, "seed": True, "data": {"train"}}
+"""Settings that are not the same for all runs, or only true of one machine."""
 
 
 @click.command()
-@click.option("--data", type=click.Path(path_type=Path, exists=True), required=True)
-@click.option("--task", type=click.Choice(list(study_data.TASKS)), required=True)
+@click.option("--data", type=FolderOption, help="Where the data of --task lies.")
+@click.option("--task", type=click.Choice(list(study_data.TASKS)))
 @click.option("--masks", type=click.Choice(study_data.MASKS), default="human", show_default=True)
+@click.option("--train", "train_store", type=FolderOption, help="Store, in place of --data.")
+@click.option("--test", "test_store", type=FolderOption, help="Store of other pictures.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the study.")
-@click.option("--network", default="nafnet", show_default=True)
+@click.option("--network", help="Default: that of --config, or nafnet.")
 @click.option("--config", type=click.Path(path_type=Path), help="TOML file of `samprior train`.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key.")
 @click.option(
@@ -145,11 +109,13 @@ TEACHERS = {
 )
 @click.option("--name", help="Of the results' file; default: distillation_TASK_MASKS_NETWORK.")
 def main(
-    data: Path,
-    task: str,
+    data: Path | None,
+    task: str | None,
     masks: str,
+    train_store: Path | None,
+    test_store: Path | None,
     out: Path,
-    network: str,
+    network: str | None,
     config: Path | None,
     overrides: tuple[str, ...],
     teacher: tuple[str, ...],
@@ -159,14 +125,25 @@ def main(
     name: str | None,
 ) -> None:
     """Train, score, and write benchmarks/results/distillation_*.json with a table."""
-    stores = out / "stores" / f"{task}-{masks}"
-    splits = study_data.make_splits(stores, data=data, task=task, masks=masks)
+    if teacher_steps and not teacher:
+        raise click.UsageError("--teacher-steps goes with --teacher")
     chosen = chosen_runs(only, has_large=bool(teacher))
     small = () if config else SMALL
-    settings = (*small, f"network.name={network}", *overrides)
+    named = () if network is None else (f"network.name={network}",)
+    settings = (*small, *named, *overrides)
     larger = [f"network2.{each}" for each in teacher]
-    base_steps = load_config(config, (*settings, "out=unused", "data.train=unused")).stages.base
+    base_steps = load_config(config, (*settings, *NOWHERE)).stages.base
     larger.append(f"stages.fusion={teacher_steps or base_steps}")
+    check_all(chosen, config, settings, larger)
+    if train_store and test_store and not data and not task:
+        about_data, splits = train_store.name, {"train": train_store, "test": test_store}
+    elif data and task and not train_store and not test_store:
+        about_data, folder = f"{task}_{masks}", out / "stores" / f"{task}-{masks}"
+        splits = study_data.make_splits(folder, data=data, task=task, masks=masks)
+    else:
+        raise click.UsageError("give --data and --task, or --train and --test")
+    for root in splits.values():
+        study_data.add_shuffled(root)
     scores: dict[str, list[list[float]]] = {}
     for seed in range(seeds):
         study = SeedStudy(out / f"seed-{seed}", splits, config, (*settings, f"seed={seed}"), larger)
@@ -177,34 +154,19 @@ def main(
     rows = study_table.rows(scores)
     study_table.show(rows)
     measure.report(
-        name or f"distillation_{task}_{masks}_{network}",
+        name or f"distillation_{about_data}_{plain.network.name}",
         about,
         cost_rows(plain),
-        task=task,
-        masks=masks,
+        data=about_data,
         seeds=seeds,
         commit=study_table.commit(),
-        settings=plain.model_dump(mode="json", exclude={"out", "seed"}),
+        settings=plain.model_dump(mode="json", exclude=UNTOLD),
         larger_teacher=larger if teacher else None,
+        arms={run.name: run.settings for run in chosen},
         method=study_table.METHOD,
         table=rows,
         scores=scores,
     )
-
-
-def chosen_runs(only: Sequence[str], *, has_large: bool) -> list[Run]:
-    """The runs of these names, the control, and those whose teachers they take.
-
-    Raises:
-        UsageError: one of them needs the larger teacher, and there is none.
-    """
-    if not only:
-        return [run for run in RUNS if has_large or not run.large]
-    for run in RUNS:
-        if run.name in only and run.large and not has_large:
-            raise UsageError(f"{run.name} needs --teacher, such as --teacher settings.width=24")
-    teachers = {run.teacher_of for run in RUNS if run.name in only}
-    return [run for run in RUNS if run.name in {"control", *only, *teachers}]
 
 
 class SeedStudy:
@@ -213,7 +175,7 @@ class SeedStudy:
     def __init__(
         self,
         folder: Path,
-        splits: Mapping[str, Split],
+        splits: Mapping[str, Path],
         file: Path | None,
         settings: Sequence[str],
         larger: Sequence[str],
@@ -242,7 +204,6 @@ class SeedStudy:
 
     def config(self, name: str, run: Run) -> TrainConfig:
         """The settings of a run; all but base start from base's weights."""
-        split = self.splits["train"]
         start = () if name == "base" else (f"network.init={self._base}", "stages.base=0")
         return load_config(
             self.file,
@@ -252,7 +213,8 @@ class SeedStudy:
                 *(self.larger if run.large else ()),
                 f"out={self.folder / name}",
                 f"mode={run.mode}",
-                f"data.train={split.shuffled if run.shuffled else split.right}",
+                f"data.train={self.splits['train']}",
+                f"data.masks={masks_of(run.shuffled)}",
                 *start,
             ),
         )
@@ -280,13 +242,18 @@ class SeedStudy:
         found = json.loads(file.read_text()) if file.exists() else {}
         if found.get("weights") != weights:
             run = next((each for each in RUNS if each.name == name), Run("base", "plain"))
-            store = self.splits["test"].shuffled if shuffled else self.splits["test"].right
-            scores = score(self.config(name, run), stage, MaskStore.open(store))
+            store = MaskStore.open(self.splits["test"], masks=masks_of(shuffled))
+            scores = score(self.config(name, run), stage, store)
             found = {"weights": weights, "psnr_db": scores}
             write_bytes(file, json.dumps(found).encode())
         values = found["psnr_db"]
         click.echo(f"{self.folder.name}: {name}/{stage} {statistics.mean(values):.3f} dB", err=True)
         return list(values)
+
+
+def masks_of(shuffled: bool) -> str:
+    """Name of the mask set."""
+    return study_data.SHUFFLED if shuffled else MAIN
 
 
 def score(config: TrainConfig, stage: str, store: MaskStore) -> list[float]:
@@ -315,4 +282,7 @@ def cost_rows(config: TrainConfig) -> list[measure.Row]:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except SampriorError as error:
+        raise SystemExit(f"distillation.py: {error}") from error

@@ -1,6 +1,7 @@
-"""The data of benchmarks/distillation.py: stores of pairs with their masks, or another image's.
+"""The data of benchmarks/distillation.py: stores of pairs with their masks, and with others'.
 
-Below one folder, as they are published:
+A store gets a second mask set, `shuffled`: to each picture the masks of the next one of its size.
+Stores are the user's own, or made here of what liesbelow one folder, as it is published:
 
     bsds500/train/images/*.jpg, bsds500/train/human_segmentations/*.npz   (task noise, task rain)
     rain/input/*.png, rain/target/*.png, rain/human_segmentations/*.npz   (task rain-pairs)
@@ -10,8 +11,8 @@ A segmentation file has the array `segmentations` (annotators, H, W), labels fro
 regions together are the masks of a picture: they nest and overlap, as SAM's do.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import measure
@@ -23,6 +24,10 @@ from samprior.storage import MaskSet, MaskStore, Record
 from samprior.storage.choices import check_choice
 from samprior.storage.errors import UsageError
 from samprior.storage.images import Rgb, read_rgb
+from samprior.storage.manifest import read_header, read_receipts, write_header
+from samprior.storage.mask_sets import mask_sets, set_name
+from samprior.storage.places import open_place
+from samprior.storage.writer import write_shard
 
 NOISE_SIGMA = 50.0
 """Standard deviation of the task noise, grey levels; the result is rounded and clipped to 8 bit."""
@@ -31,6 +36,9 @@ TEST_SHARE = 0.2
 """Share of the pictures that is tested on."""
 
 MASKS = ("human", "superpixel")
+
+SHUFFLED = "shuffled"
+"""Name of the mask set with the masks of other pictures."""
 
 
 @dataclass(frozen=True)
@@ -44,17 +52,7 @@ class Pair:
     """Of people; None where there are none."""
 
 
-@dataclass(frozen=True)
-class Split:
-    """The same pictures in two stores."""
-
-    right: Path
-    """With the masks of each picture."""
-    shuffled: Path
-    """With those of the next picture of the same size."""
-
-
-def make_splits(folder: Path, *, data: Path, task: str, masks: str) -> dict[str, Split]:
+def make_splits(folder: Path, *, data: Path, task: str, masks: str) -> dict[str, Path]:
     """Write the stores of train and test below `folder`, if they aren't there yet.
 
     Raises:
@@ -62,18 +60,46 @@ def make_splits(folder: Path, *, data: Path, task: str, masks: str) -> dict[str,
     """
     check_choice("task", task, TASKS)
     check_choice("masks", masks, MASKS)
-    splits = {
-        name: Split(folder / name / "right", folder / name / "shuffled")
-        for name in ("train", "test")
-    }
-    if not all(
-        _is_whole(each) for split in splits.values() for each in (split.right, split.shuffled)
-    ):
+    splits = {name: folder / name for name in ("train", "test")}
+    if not all(map(_is_whole, splits.values())):
         for name, pairs in _divided(list(TASKS[task](data))).items():
-            sets = [_masks_of(pair, masks) for pair in pairs]
-            _write(splits[name].right, pairs, sets)
-            _write(splits[name].shuffled, pairs, _of_others(pairs, sets))
+            records = [
+                Record(pair.key, pair.degraded, pair.clean, _masks_of(pair, masks))
+                for pair in pairs
+            ]
+            measure.write_records(splits[name], records)
     return splits
+
+
+def add_shuffled(root: Path) -> None:
+    """Give a store the mask set `shuffled`, if it hasn't it yet.
+
+    Raises:
+        StoreError: the store is unfinished.
+        UsageError: a picture is the only one of its size.
+    """
+    store = MaskStore.open(root).require_complete()
+    target = root / set_name(SHUFFLED)
+    if SHUFFLED in mask_sets(open_place(root)) and _is_whole(target):
+        return
+    others = _others([store.size(place) for place in range(len(store))], store.keys)
+    made_of = {**store.header.made_of, "shuffled": "the next picture of the same size"}
+    header = replace(store.header, made_of=made_of, images="parent", pictures_root=None)
+    write_header(target, header)
+    first = 0
+    for receipt in store.receipts.values():
+        places = range(first, first + len(receipt.keys))
+        first = places.stop
+        records = (replace(store[place], masks=store[others[place]].masks) for place in places)
+        write_shard(
+            target,
+            receipt.shard,
+            list(records),
+            paired=header.paired,
+            images="parent",
+            inputs=receipt.inputs,
+            quarantined=receipt.quarantined,
+        )
 
 
 def _noise(data: Path) -> Iterator[Pair]:
@@ -150,31 +176,23 @@ def _masks_of(pair: Pair, masks: str) -> MaskSet:
     )
 
 
-def _of_others(pairs: list[Pair], sets: list[MaskSet]) -> list[MaskSet]:
-    """For each picture the masks of the next one of its size.
+def _others(sizes: Sequence[tuple[int, int]], keys: Sequence[str]) -> list[int]:
+    """For each picture the place of the next one of its size, in a circle.
 
     Raises:
         UsageError: a picture is the only one of its size.
     """
-    others = list(sets)
-    for shape in {masks.shape for masks in sets}:
-        group = [i for i, masks in enumerate(sets) if masks.shape == shape]
+    groups: dict[tuple[int, int], list[int]] = {}
+    for place, size in enumerate(sizes):
+        groups.setdefault(size, []).append(place)
+    others = [0] * len(sizes)
+    for group in groups.values():
         if len(group) == 1:
-            raise UsageError(f"{pairs[group[0]].key} is the only picture of its size")
-        for i, other in zip(group, [*group[1:], group[0]], strict=True):
-            others[i] = sets[other]
+            raise UsageError(f"{keys[group[0]]} is the only picture of its size: none to swap with")
+        for place, other in zip(group, [*group[1:], group[0]], strict=True):
+            others[place] = other
     return others
 
 
 def _is_whole(root: Path) -> bool:
-    return root.exists() and not MaskStore.open(root).missing_shards
-
-
-def _write(root: Path, pairs: list[Pair], sets: list[MaskSet]) -> None:
-    measure.write_records(
-        root,
-        [
-            Record(pair.key, pair.degraded, pair.clean, masks)
-            for pair, masks in zip(pairs, sets, strict=True)
-        ],
-    )
+    return root.exists() and len(read_receipts(root)) == read_header(root).num_shards

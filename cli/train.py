@@ -52,7 +52,7 @@ def command(
     samprior train --config gopro_nafnet_w32 --set data.train=stores/gopro
     samprior train --config gopro.toml --set loss.lambda_spd=0.1 --set out=runs/gopro-0.1
     samprior train --set data.train=stores/rain --set out=runs/rain --set mode=plain
-    samprior train --config gopro.toml --set mode=joint --set network2.preset=gopro_w64
+    samprior train --config gopro.toml --set mode=joint
     samprior train --config gopro.toml --launcher ray --workers 8 --gpus-per-worker 1
     torchrun --nproc-per-node 8 -m samprior.cli train --config gopro.toml
     """

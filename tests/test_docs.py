@@ -6,6 +6,7 @@ import shlex
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -68,6 +69,16 @@ def test_links_lead_to_files(page: Path) -> None:
             assert not anchor or anchor in anchors, f"{page.name} links to {target}"
 
 
+def script(name: str) -> ModuleType:
+    """A script of docs/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.mark.parametrize("arguments", commands())
 def test_commands_are_accepted(arguments: list[str]) -> None:
     """Parsed, not run: commands, options and their values are known."""
@@ -94,12 +105,15 @@ def test_the_toml_examples_are_valid(tmp_path: Path) -> None:
 
 def test_the_table_of_settings_is_up_to_date() -> None:
     """If not: python docs/config_reference.py."""
-    spec = importlib.util.spec_from_file_location(
-        "config_reference", ROOT / "docs" / "config_reference.py"
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = script("config_reference")
     assert (ROOT / "docs" / "config.md").read_text("utf-8") == module.reference()
     assert "None |" not in module.reference(), "a setting has no docstring"
+
+
+def test_the_tables_of_the_studies_are_those_of_their_results() -> None:
+    """If not: python docs/distillation_tables.py."""
+    page = (ROOT / "docs" / "distillation.md").read_text("utf-8")
+    assert script("distillation_tables").filled(page) == page
+    assert page.count("\n### ") == len(
+        list(ROOT.glob("benchmarks/results/distillation_*_*_*.json"))
+    )

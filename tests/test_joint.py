@@ -225,13 +225,33 @@ def test_without_weights_of_its_losses_network_1_ends_as_the_control(
 def test_a_joint_run_goes_on_from_the_base_of_its_control(configure: Configure) -> None:
     config = configure("mode=control", NO_SGR)
     train(config)
-    before = files_of(config.out)
+    states = [config.out / stage / "state.safetensors" for stage in ("base", "control")]
+    before = [(file.stat().st_mtime_ns, file.read_bytes()) for file in states]
     train(configure(NO_SGR))
-    after = files_of(config.out)
-    for stage in ("base", "control"):
-        file = f"{stage}/model.safetensors"
-        assert after[file] == before[file]
+    assert [(file.stat().st_mtime_ns, file.read_bytes()) for file in states] == before
     assert read_record(config.out / "model.safetensors")["stage"] == "joint"
+
+
+def test_the_best_of_a_joint_run_can_ship(configure: Configure) -> None:
+    config = configure(NO_SGR, "ship=best", "keep_best=1")
+    shipped = load_checkpoint(train(config).shipped)[0]
+    assert shipped.keys() == build_network("nafnet", **SHAPE).state_dict().keys()
+    ships = json.loads((config.out / "summary.json").read_text())["ships"]
+    assert ships.startswith("joint/best/")
+
+
+@pytest.mark.parametrize("second", ["rcdnet", "nafnet"])
+def test_deep_supervision_trains_whatever_teacher(configure: Configure, second: str) -> None:
+    rcdnet = "{stages = 3, rain_maps = 3, dual_channels = 2, blocks = 1}"
+    other = () if second == "rcdnet" else ("network2.name=nafnet", "network2.preset=tiny")
+    config = configure(
+        NO_SGR,
+        "network.name=rcdnet",
+        f"network.settings={rcdnet}",
+        "loss.reconstruction=deep_supervision",
+        *other,
+    )
+    assert "network1" not in " ".join(load_checkpoint(train(config).shipped)[0])
 
 
 def test_the_command_trains_it(configure: Configure) -> None:

@@ -364,6 +364,10 @@ def test_the_page_tells_how_the_network_was_made(tmp_path: Path) -> None:
         assert part in text
     assert "superpixel regions, not SAM (levels (5, 15))" in text
     assert "was trained with superpixel regions, not SAM" in text
+    network2 = {"name": "nafnet", "preset": "gopro_w64", "settings": {}, "init": None}
+    config = {"network2": network2, "fusion": {"image": "degraded", "use_masks": False}}
+    text = told({**DISTILLED, "stage": "joint", "config": config})
+    assert "name nafnet, preset gopro_w64, sees degraded pictures, no masks" in text
     sam = {**DISTILLED["masks"], "segmenter": {"segmenter": "sam", "checkpoint_sha256": "a" * 64}}
     text = told({**DISTILLED, "masks": sam, "analyzer": None})
     assert f"sam (checkpoint_sha256 {'a' * 12})" in text

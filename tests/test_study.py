@@ -1,6 +1,7 @@
 """The study of distillation: its data, its runs, its table, and that it goes on where it was."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -11,8 +12,10 @@ from PIL import Image
 
 from samprior.storage import MaskStore
 from samprior.storage.errors import CheckpointError, UsageError
+from samprior.storage.verify import verify_store
 from samprior.training.checkpoint import load_checkpoint
 
+MakeStore = Callable[..., MaskStore]
 TINY = ("width=4", "enc_blocks=[1]", "dec_blocks=[1]", "middle_blocks=1")
 
 
@@ -34,13 +37,13 @@ def data(tmp_path: Path) -> Path:
 def test_shuffled_stores_hold_the_same_pictures_and_other_masks(
     benchmarks: dict[str, ModuleType], data: Path, tmp_path: Path
 ) -> None:
-    make = benchmarks["study_data"].make_splits
+    make, shuffle = (benchmarks["study_data"].make_splits, benchmarks["study_data"].add_shuffled)
     splits = make(tmp_path / "stores", data=data, task="real-noise", masks="superpixel")
     keys: set[str] = set()
     for name, count in (("train", 8), ("test", 2)):
-        right, shuffled = (
-            MaskStore.open(root) for root in (splits[name].right, splits[name].shuffled)
-        )
+        shuffle(splits[name])
+        right = MaskStore.open(splits[name])
+        shuffled = MaskStore.open(splits[name], masks="shuffled")
         assert right.keys == shuffled.keys
         assert len(right) == count
         keys |= set(right.keys)
@@ -49,9 +52,10 @@ def test_shuffled_stores_hold_the_same_pictures_and_other_masks(
             assert np.array_equal(record.degraded, right[place].degraded)
             assert record.masks.equals(sets[(place + 1) % count])
     assert len(keys) == 10
-    before = splits["train"].right.stat().st_mtime_ns
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "stores").rglob("*.json")}
     make(tmp_path / "stores", data=data, task="real-noise", masks="superpixel")
-    assert splits["train"].right.stat().st_mtime_ns == before
+    shuffle(splits["train"])
+    assert {file: file.stat().st_mtime_ns for file in before} == before
     with pytest.raises(UsageError, match="no human segmentation"):
         make(tmp_path / "other", data=data, task="real-noise", masks="human")
 
@@ -112,6 +116,38 @@ def test_a_run_brings_the_one_that_trains_its_teacher(benchmarks: dict[str, Modu
     assert not any(run.large for run in choose([], has_large=False))
     with pytest.raises(UsageError, match="needs --teacher"):
         choose(["large"], has_large=False)
+
+
+def test_masks_are_swapped_among_pictures_of_one_size(
+    benchmarks: dict[str, ModuleType], make_store: MakeStore, tmp_path: Path
+) -> None:
+    store = make_store(tmp_path / "store", ((40, 56), (33, 48), (40, 56), (33, 48)))
+    benchmarks["study_data"].add_shuffled(tmp_path / "store")
+    assert verify_store(tmp_path / "store").ok
+    shuffled = MaskStore.open(tmp_path / "store", masks="shuffled")
+    for place, other in enumerate((2, 3, 0, 1)):
+        assert shuffled[place].masks.equals(store[other].masks)
+    make_store(tmp_path / "odd", ((40, 56), (33, 48), (40, 56)))
+    with pytest.raises(UsageError, match="is the only picture of its size"):
+        benchmarks["study_data"].add_shuffled(tmp_path / "odd")
+
+
+def test_mistakes_are_told_before_anything_is_trained(
+    benchmarks: dict[str, ModuleType], data: Path, tmp_path: Path
+) -> None:
+    def told(*words: str) -> str:
+        command = ["--out", str(tmp_path / "study"), *words]
+        ended = CliRunner().invoke(benchmarks["distillation"].main, command)
+        assert ended.exit_code != 0
+        assert not (tmp_path / "study").exists()
+        return f"{ended.output} {ended.exception}"
+
+    ours = ("--data", str(data), "--task", "real-noise")
+    assert "give --data and --task, or --train and --test" in told("--data", str(data))
+    assert "--teacher-steps goes with --teacher" in told(*ours, "--teacher-steps", "3")
+    assert "width" in told(*ours, "--teacher", "settings.widht=8")
+    refused = told(*ours, "--teacher", "settings.width=8", "--set", "loss.spd_distance=bounded")
+    assert "would change what spd-unbounded is" in refused
 
 
 def test_joint_and_a_larger_teacher_are_scored(

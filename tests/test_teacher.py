@@ -1,7 +1,9 @@
 """The teacher: its shape, where it starts from, and which image it sees."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -337,3 +339,21 @@ def test_images_of_the_start_that_nothing_would_look_at_are_refused() -> None:
             None,
             ["out=run", "data.train=store", "fusion.image=degraded", "loss.spd_input=start"],
         )
+
+
+def test_a_factory_that_makes_its_class_anew_still_starts_as_network_1(
+    configure: Configure, started: dict[str, dict[str, Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = ModuleType("local_classes")
+
+    def make() -> nn.Module:
+        class Local(nn.Conv2d):
+            """Another class at each call."""
+
+        return Local(3, 3, 3, padding=1)
+
+    module.make = make  # type: ignore[attr-defined]  # a module of the test's own
+    monkeypatch.setitem(sys.modules, "local_classes", module)
+    train(configure("network.settings={}", "network.name=local_classes:make"))
+    assert equal(started["network 1"], started["network 2"])
+    assert started["rate"]["peak"] == pytest.approx(0.25e-3)

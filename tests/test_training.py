@@ -715,7 +715,8 @@ def test_without_validation_data_nothing_is_scored(tmp_path: Path, store: MaskSt
     assert all(stage.psnr_db is None for stage in result.stages.values())
     assert result.gain_db is None
     assert result.advice is not None
-    assert f"score {tmp_path / 'run' / 'control'} and {tmp_path / 'run'} with" in result.advice
+    run = tmp_path / "run"
+    assert f"score {run / 'control'} and {run / 'distill'} with" in result.advice
 
 
 @pytest.mark.parametrize("mask_repr", ["map", "idmap", "topk"])

@@ -72,11 +72,17 @@ def load_initial_weights(network: nn.Module, file: Path) -> None:
 
 def starts_as_network_1(config: TrainConfig, network: nn.Module, teacher: Teacher) -> bool:
     """Whether network 2 takes the weights of network 1: they fit, and no others were given."""
+    if config.network2.init is not None:
+        return False
+    ours, theirs = config.network, config.network2.beside(config.network)
+    if (ours.name, ours.preset, ours.settings) == (theirs.name, theirs.preset, theirs.settings):
+        # A factory may make its class anew each time, so types say nothing here.
+        return True
     kinds = [
         (type(each), {name: value.shape for name, value in each.state_dict().items()})
         for each in (network, teacher.network2)
     ]
-    return config.network2.init is None and kinds[0] == kinds[1]
+    return kinds[0] == kinds[1]
 
 
 def build_relation(settings: LossConfig) -> RelationLoss | None:

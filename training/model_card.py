@@ -20,7 +20,8 @@ CARD = "model_card.md"
 
 _LICENCE = (
     "samprior is under the Apache-2.0 licence. Which terms hold for these weights depends on the "
-    "training pictures, on the segmenter's weights and, for SGR, on the analyzer's: name yours."
+    "training pictures, on the segmenter's weights, on those that the networks started from and, "
+    "for SGR, on the analyzer's: name yours."
 )
 
 
@@ -109,7 +110,10 @@ def _teacher(config: Mapping[str, Any]) -> str:
         return ""
     image = "its restored" if config["fusion"]["image"] == "restored" else "the degraded"
     masks = " and their masks" if config["fusion"]["use_masks"] else ", without masks"
-    return f" It learnt from {_shape(config['network2'])}, which saw {image} pictures{masks}."
+    given = " and started from given weights" if config["network2"]["init"] else ""
+    return (
+        f" It learnt from {_shape(config['network2'])}, which saw {image} pictures{masks}{given}."
+    )
 
 
 def _shape(network: Mapping[str, Any]) -> str:

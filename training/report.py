@@ -280,5 +280,17 @@ def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         *facts,
         ("Segmenter", told_segmenter(record["masks"])),
         ("Masks made from", f"{told(record['masks'].get('source', 'not recorded'))} pictures"),
+        ("Teacher", _teacher(record)),
         ("Analyzer", record["analyzer"] or "none: trained without SGR"),
     ]
+
+
+def _teacher(record: Mapping[str, Any]) -> str:
+    """What the network learnt from."""
+    config = record.get("config", {})
+    network2, fusion = config.get("network2"), config.get("fusion")
+    if network2 is None or fusion is None:
+        return "not recorded"
+    shape = {name: value for name, value in network2.items() if value and name != "init"}
+    masks = "" if fusion["use_masks"] else ", no masks"
+    return f"{told(shape)}, sees {fusion['image']} pictures{masks}"

@@ -207,12 +207,13 @@ def _chosen_file(config: TrainConfig, stage: str, result: StageResult) -> Path:
 
 
 def _advice(config: TrainConfig) -> str | None:
-    if config.mode != "compare" or config.data.validation is not None:
-        return None
-    return (
-        f"no data.validation: score {config.out / 'control'} and {config.out} with "
-        "`samprior evaluate` to compare them"
-    )
+    control, last = config.out / "control", config.out / STAGES_OF_MODE[config.mode][-1]
+    compare = f"score {control} and {last} with `samprior evaluate` to compare them"
+    if config.mode == "compare" and config.data.validation is None:
+        return f"no data.validation: {compare}"
+    if config.mode in ("distill", "joint") and not (control / "model.safetensors").exists():
+        return f"no control to compare with: run this again with mode=control, then {compare}"
+    return None
 
 
 def _model_file(config: TrainConfig, stage: str) -> Path:

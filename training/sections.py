@@ -142,7 +142,7 @@ class OptimizerConfig(Section):
     lr: Annotated[float, Field(gt=0.0)] = 1e-3
     """Peak learning rate of the base stage."""
     extra_lr_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.25
-    """Peak of the later stages, as a share of `lr`; equal for control and distillation."""
+    """Peak of the later stages, as a share of `lr`; a teacher from random weights has all."""
     schedule: Literal["cosine", "constant_cosine", "linear_decay", "steps"] = "cosine"
     """How the rate falls in the base stage; later stages fall as a cosine from their own peak."""
     hold_steps: Count = 0
@@ -160,7 +160,7 @@ class OptimizerConfig(Section):
     warmup_steps: Count = 0
     """Steps of linear warm-up at the start of each stage."""
     clip_norm: Weight = 0.01
-    """Largest gradient norm (NAFNet clips at 0.01); 0 does not clip."""
+    """Largest gradient norm (NAFNet clips at 0.01), of each network in joint; 0 does not clip."""
     ema_decay: Decay = 0.0
     """Decay per step of the averaged weights that are validated and shipped; 0 turns it off."""
 
@@ -188,7 +188,8 @@ class LossConfig(Section):
     spd_distance: Literal["bounded", "reconstruction"] = "bounded"
     """What SPD measures by: the reconstruction loss; bounded gives psnr's pull an end (ours)."""
     spd_input: Literal["present", "start"] = "present"
-    """What the teacher refines in stage B: the network's images, or those of its first weights."""
+    """What the teacher refines in stage B: the network's images, or those of its first weights.
+    start goes with fusion.image = restored, and not with joint."""
     lambda_sgr: Weight = 0.1
     """Weight of the relation term; 0 needs no analyzer."""
     analyzer: Literal["vgg19", "random-vgg"] = "vgg19"
@@ -222,4 +223,4 @@ class StagesConfig(Section):
     fusion: Positive = 40_000
     """Stage A: SPF and network 2, network 1 frozen."""
     distill: Positive = 60_000
-    """Stage B: network 1, the teacher frozen; the control run is exactly as long."""
+    """Stage B: network 1, the teacher frozen; control and joint are exactly as long."""

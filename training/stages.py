@@ -74,7 +74,7 @@ class Stage:
     """What is scored on the validation data: (B, 3, H, W) in, (B, 3, H, W) out."""
     restores_with_masks: bool = False
     """Whether `restore` needs the masks, as only the teacher does."""
-    ships: str = ""
+    result_part: str = ""
     """Name of the part of `learns` that is the stage's result; empty: all of it."""
     clipped_apart: Sequence[nn.Module] = ()
     """Parts of `learns` with losses of their own, each clipped by its own norm; empty: all is one.
@@ -90,7 +90,7 @@ class Stage:
 
     def result_of(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What is kept of weights of `learns` once the stage has ended, under its own keys."""
-        prefix = f"{self.ships}." if self.ships else ""
+        prefix = f"{self.result_part}." if self.result_part else ""
         return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
 
 
@@ -202,7 +202,7 @@ def joint_stage(
         config, network, "joint", config.stages.distill, _extra_lr(config), _extra_start(config)
     )
     stage.learns = nn.ModuleDict({"network1": network, "teacher": teacher})
-    stage.ships, stage.clipped_apart = "network1", (network, teacher)
+    stage.result_part, stage.clipped_apart = "network1", (network, teacher)
     stage.losses = losses
     stage.mask_dropout = config.data.mask_dropout
     return _with_relation(stage, relation)
