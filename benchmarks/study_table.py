@@ -60,11 +60,13 @@ def show(table: Sequence[Mapping[str, object]]) -> None:
 
 
 def commit() -> str:
-    """The commit that was measured, with a plus if files differ from it; empty outside a clone."""
+    """The commit that was measured, with a plus if files but results differ from it; empty outside
+    a clone."""
     folder = Path(__file__).parent
 
     def git(*arguments: str) -> str:
         done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True)
         return done.stdout.strip()
 
-    return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain") else "")
+    others = (":(top)", ":(top,exclude)benchmarks/results")
+    return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--", *others) else "")
