@@ -43,6 +43,8 @@ RUNS = (
         teacher_of="spd"),
     Run("joint", "joint", ("loss.lambda_sgr=0",)),
     Run("large", "distill", ("loss.lambda_sgr=0", *LARGE), large=True),
+    Run("large-lambda-1", "distill", ("loss.lambda_sgr=0", *LARGE, "loss.lambda_spd=1"),
+        teacher_of="large", large=True),
     Run("large-sgr", "distill", LARGE, teacher_of="large", large=True),
     Run("large-none", "distill", ("loss.lambda_sgr=0", "fusion.use_masks=false", *LARGE),
         large=True),

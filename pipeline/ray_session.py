@@ -49,7 +49,10 @@ def _start_ray(advice: str) -> None:
         if address := os.environ.get("RAY_ADDRESS"):
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
         else:
+            # Without an address Ray would join the last cluster that anybody started on this
+            # machine (`ray_current_cluster` below its folder of temporary files), dead or alive.
             ray.init(
+                address="local",
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,

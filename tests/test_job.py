@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -435,6 +436,23 @@ for _ in range(2):
         [sys.executable, "-c", program], env=kept | {"HOME": str(tmp_path)}, check=True, timeout=300
     )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_private_ray_joins_no_cluster_that_was_left_behind() -> None:
+    program = """
+import ray
+from samprior.pipeline.ray_session import ray_session
+with ray_session():
+    assert len(ray.nodes()) == 1
+"""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    # Not in tmp_path: names of sockets have at most 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="ray") as folder:
+        left = Path(folder) / "ray" / "ray_current_cluster"
+        left.parent.mkdir()
+        left.write_text("192.0.2.2:40959")
+        environment = kept | {"HOME": folder, "RAY_TMPDIR": folder}
+        subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=300)
 
 
 @pytest.mark.parametrize(
