@@ -1,6 +1,6 @@
 """What a step of distillation (stage B) costs against a plain training step.
 
-    python benchmarks/distillation_cost.py [--preset gopro_w32] [--crop-px 256] [--device cuda]
+    python benchmarks/distillation_cost.py [--network nafnet --preset gopro_w32] [--device cuda]
 
 The batch is read beforehand: this is the cost of the networks, SPF, SPD and SGR, not of loading.
 """
@@ -20,30 +20,37 @@ from samprior.training.config import TrainConfig
 from samprior.training.data import Batch, Crops
 from samprior.training.loader import CropLoader
 from samprior.training.loop import StageRun
+from samprior.training.networks import PRESETS
 from samprior.training.restore import pick_device
 from samprior.training.stages import base_stage, build_networks, build_relation, distill_stage
 
 
 @click.command()
+@click.option("--network", "names", multiple=True, help="Default: all that samprior has.")
 @click.option("--preset", default="tiny", show_default=True)
 @click.option("--crop-px", default=128, show_default=True)
 @click.option("--batch-size", default=4, show_default=True)
 @click.option("--device", default="auto", show_default=True)
 @click.option("--runs", default=7, show_default=True, help="Pairs of runs for each row.")
-def main(preset: str, crop_px: int, batch_size: int, device: str, runs: int) -> None:
+def main(
+    names: tuple[str, ...], preset: str, crop_px: int, batch_size: int, device: str, runs: int
+) -> None:
     """Measure, print, and write benchmarks/results/distillation_cost.json."""
     place = pick_device(device)
     gpu = torch.cuda.get_device_name() if place.type == "cuda" else None
     about = measure.machine("torch", device=gpu)
-    config = TrainConfig.model_validate(
-        {
-            "out": "unused",
-            "data": {"train": "unused", "crop_px": crop_px, "batch_size": batch_size},
-            "network": {"preset": preset},
-            "loss": {"analyzer": "random-vgg"},
-        }
-    )
-    rows = compare_steps(config, read_batch(config, place), place, runs=runs)
+    rows = []
+    for name in names or tuple(PRESETS):
+        config = TrainConfig.model_validate(
+            {
+                "out": "unused",
+                "data": {"train": "unused", "crop_px": crop_px, "batch_size": batch_size},
+                "network": {"name": name, "preset": preset},
+                "loss": {"analyzer": "random-vgg"},
+            }
+        )
+        batch = read_batch(config, place)
+        rows += compare_steps(config, batch, place, runs=runs, name=f"{name} {preset}")
     measure.report(
         "distillation_cost",
         about,
@@ -56,18 +63,19 @@ def main(preset: str, crop_px: int, batch_size: int, device: str, runs: int) -> 
 
 
 def compare_steps(
-    config: TrainConfig, batch: Batch, place: torch.device, *, runs: int
+    config: TrainConfig, batch: Batch, place: torch.device, *, runs: int, name: str = ""
 ) -> list[measure.Row]:
     """A plain step against one of stage B, with and without SGR."""
+    of = f" of {name}" if name else ""
     return [
         measure.compare(
-            "a plain step", plain_step(config, batch, place),
-            "a stage-B step", distill_step(config, batch, place),
+            f"a plain step{of}", plain_step(config, batch, place),
+            f"a stage-B step{of}", distill_step(config, batch, place),
             runs=runs,
         ),
         measure.compare(
-            "a plain step", plain_step(config, batch, place),
-            "a stage-B step without SGR", distill_step(without_sgr(config), batch, place),
+            f"a plain step{of}", plain_step(config, batch, place),
+            f"a stage-B step{of} without SGR", distill_step(without_sgr(config), batch, place),
             runs=runs,
         ),
     ]  # fmt: skip

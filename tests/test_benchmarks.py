@@ -31,7 +31,11 @@ def run(script: ModuleType, *arguments: str) -> Result:
     [
         ("everything", (*TINY_SAM, *WITHOUT_MEMORY, "--precision", "bfloat16"), 6),
         ("storage", ("--quick",), 10),
-        ("distillation_cost", ("--crop-px", "16", "--batch-size", "1", "--device", "cpu"), 2),
+        (
+            "distillation_cost",
+            ("--network", "nafnet", "--crop-px", "16", "--batch-size", "1", "--device", "cpu"),
+            2,
+        ),
         ("student", ("--network", "nafnet", "--image-px", "16", "--device", "cpu"), 1),
     ],
 )
