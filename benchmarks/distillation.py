@@ -35,6 +35,7 @@ the test pictures: the last weights of each stage count.
 import json
 import shutil
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -144,27 +145,31 @@ def main(
         raise click.UsageError("give --data and --task, or --train and --test")
     for root in splits.values():
         study_data.add_shuffled(root)
-    scores: dict[str, list[list[float]]] = {}
+    scores = {"degraded": [study_data.degraded_psnr_db(splits["test"])] * seeds}
     for seed in range(seeds):
         study = SeedStudy(out / f"seed-{seed}", splits, config, (*settings, f"seed={seed}"), larger)
         for arm, values in study.scores(chosen).items():
             scores.setdefault(arm, []).append(values)
     plain = study.config("control", Run("control", "control"))
     about = measure.machine("torch", device=str(pick_device(plain.device)))
-    rows = study_table.rows(scores)
-    study_table.show(rows)
+    rows, mask_rows = study_table.rows(scores), study_table.mask_rows(scores)
+    study_table.show("Arms against the control", rows)
+    study_table.show("What the right masks are worth", mask_rows)
     measure.report(
         name or f"distillation_{about_data}_{plain.network.name}",
         about,
         cost_rows(plain),
+        command=study_table.command(sys.argv),
         data=about_data,
         seeds=seeds,
+        base_steps=base_steps,
         commit=study_table.commit(),
         settings=plain.model_dump(mode="json", exclude=UNTOLD),
         larger_teacher=larger if teacher else None,
         arms={run.name: run.settings for run in chosen},
         method=study_table.METHOD,
         table=rows,
+        mask_table=mask_rows,
         scores=scores,
     )
 

@@ -1,7 +1,7 @@
 """The data of benchmarks/distillation.py: stores of pairs with their masks, and with others'.
 
 A store gets a second mask set, `shuffled`: to each picture the masks of the next one of its size.
-Stores are the user's own, or made here of what liesbelow one folder, as it is published:
+Stores are the user's own, or made here of what lies below one folder, as it is published:
 
     bsds500/train/images/*.jpg, bsds500/train/human_segmentations/*.npz   (task noise, task rain)
     rain/input/*.png, rain/target/*.png, rain/human_segmentations/*.npz   (task rain-pairs)
@@ -28,6 +28,7 @@ from samprior.storage.manifest import read_header, read_receipts, write_header
 from samprior.storage.mask_sets import mask_sets, set_name
 from samprior.storage.places import open_place
 from samprior.storage.writer import write_shard
+from samprior.training.metrics import psnr
 
 NOISE_SIGMA = 50.0
 """Standard deviation of the task noise, grey levels; the result is rounded and clipped to 8 bit."""
@@ -69,6 +70,11 @@ def make_splits(folder: Path, *, data: Path, task: str, masks: str) -> dict[str,
             ]
             measure.write_records(splits[name], records)
     return splits
+
+
+def degraded_psnr_db(root: Path) -> list[float]:
+    """PSNR of each degraded picture of a store, as that of restored ones is taken."""
+    return [psnr(record.degraded, record.clean) for record in MaskStore.open(root)]
 
 
 def add_shuffled(root: Path) -> None:

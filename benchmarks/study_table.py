@@ -1,6 +1,8 @@
 """The table of benchmarks/distillation.py: arms against the control, over seeds and pictures."""
 
 import math
+import re
+import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +20,9 @@ METHOD = (
     "picture; 95 % Student's t and two-sided Wilcoxon signed-rank test."
 )
 """What the figures mean, in words."""
+
+FOLDERS = {"--data": "DIR", "--out": "STUDY", "--train": "STORE", "--test": "STORE"}
+"""Options whose values tell of one machine alone, and what is told instead."""
 
 Scores = Mapping[str, Sequence[Sequence[float]]]
 """PSNR in dB of each picture, by arm and seed."""
@@ -54,9 +59,41 @@ def _interval(values: np.ndarray) -> str:
     return f"{values.mean() - half:+.3f} to {values.mean() + half:+.3f}"
 
 
-def show(table: Sequence[Mapping[str, object]]) -> None:
+def mask_rows(scores: Scores) -> list[dict[str, object]]:
+    """What the right masks are worth: each arm against the same without masks, or with others'."""
+    found = [(other.rpartition("-"), other) for other in scores]
+    pairs = [
+        (arm, other)
+        for (arm, _, kind), other in found
+        if kind in ("none", "shuffled") and arm in scores
+    ]
+    rows = []
+    for arm, other in pairs:
+        by_seed = (np.array(scores[arm]) - np.array(scores[other])).mean(axis=1)
+        rows.append(
+            {
+                "arm": arm,
+                "less": other,
+                "dB": f"{by_seed.mean():+.3f}",
+                "seeds": " ".join(f"{value:+.3f}" for value in by_seed),
+                "95 % over seeds": _interval(by_seed),
+            }
+        )
+    return rows
+
+
+def show(title: str, table: Sequence[Mapping[str, object]]) -> None:
     """Print the rows as a table."""
-    rounds.print_table("Arms against the control:", list(map(dict, table)))
+    if table:
+        rounds.print_table(f"{title}:", list(map(dict, table)))
+
+
+def command(arguments: Sequence[str]) -> str:
+    """What was typed, but for folders of this machine."""
+    words = " ".join(shlex.quote(word) for word in arguments[1:])
+    for option, told in FOLDERS.items():
+        words = re.sub(rf"{option}[ =]('[^']*'|\S+)", f"{option} {told}", words)
+    return f"python benchmarks/distillation.py {words}"
 
 
 def commit() -> str:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key.")
 @click.option("--network", help="Short for --set network.name=..., such as my_package.nets:make.")
 @click.option(
+    "--init", type=PathOption, help="Short for --set network.init=...: weights to start from."
+)
+@click.option(
     "--launcher",
     type=click.Choice(["here", "ray"]),
     default="here",
@@ -39,6 +42,7 @@ def command(
     config: Path | None,
     overrides: tuple[str, ...],
     network: str | None,
+    init: Path | None,
     launcher: str,
     workers: int | None,
     gpus_per_worker: float,
@@ -50,6 +54,7 @@ def command(
     \b
     samprior train --config gopro.toml
     samprior train --config gopro_nafnet_w32 --set data.train=stores/gopro
+    samprior train --config gopro.toml --init NAFNet-GoPro-width32.pth --set stages.base=0
     samprior train --config gopro.toml --set loss.lambda_spd=0.1 --set out=runs/gopro-0.1
     samprior train --set data.train=stores/rain --set out=runs/rain --set mode=plain
     samprior train --config gopro.toml --set mode=joint
@@ -60,7 +65,8 @@ def command(
         raise click.UsageError("--launcher ray and --workers N go together")
     from samprior.training.config import load_config
 
-    named = () if network is None else (f"network.name={network}",)
+    short = {"network.name": network, "network.init": init}
+    named = [f"{key}={value}" for key, value in short.items() if value is not None]
     settings = load_config(config, [*overrides, *named])
     if workers is not None:
         _report(settings, _train_with_ray(settings, workers, gpus_per_worker))

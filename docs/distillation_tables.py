@@ -28,15 +28,21 @@ def section(name: str, study: dict[str, Any]) -> str:
     settings, scores = study["settings"], study["scores"]["control"]
     stages = settings["stages"]
     about = (
-        f"{len(scores)} seeds, {len(scores[0])} test pictures; {stages['distill']} steps after the "
-        f"base network's; loss {settings['loss']['reconstruction']}; commit "
+        f"{len(scores)} seeds, {len(scores[0])} test pictures; base {study['base_steps']} steps, "
+        f"then {stages['distill']} each; loss {settings['loss']['reconstruction']}; commit "
         f"`{study['commit'][:12]}`; {study['machine']['processor']}."
     )
-    rows = [{key: str(value) for key, value in row.items()} for row in study["table"]]
+    parts = [f"### {title}", about, f"```sh\n{study['command']}\n```", table(study["table"])]
+    if study["mask_table"]:
+        parts += ["What the right masks are worth:", table(study["mask_table"])]
+    return "\n\n".join([*parts, costs(study)]) + "\n"
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Rows of equal keys in markdown."""
     names = list(rows[0])
-    lines = [names, ["---"] * len(names), *([row[key] for key in names] for row in rows)]
-    table = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-    return f"### {title}\n\n{about}\n\n{table}\n\n{costs(study)}\n"
+    lines = [names, ["---"] * len(names), *([str(row[key]) for key in names] for row in rows)]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 def costs(study: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -168,6 +169,12 @@ def test_training_and_restoring_with_a_factory(
     code, _, err = samprior("train", "--network", name, *again, "--set", f"out={tmp_path / 'cli'}")
     assert code == 0, err
     assert (tmp_path / "cli" / "model.safetensors").read_bytes() == shipped.read_bytes()
+    start = ("--init", shipped, "--set=stages.base=0", f"--set=out={tmp_path / 'from'}")
+    code, _, err = samprior("train", "--network", name, *again, *start)
+    assert code == 0, err
+    begun, ended = (load_network(file, name=name)[0] for file in (tmp_path / "from", shipped))
+    for key, weights in begun.state_dict().items():
+        assert torch.equal(weights, ended.state_dict()[key])
 
     picture = tmp_path / "picture.png"
     write_png(picture, store[0].degraded)
@@ -179,6 +186,40 @@ def test_training_and_restoring_with_a_factory(
     )
     assert code == 0, err
     assert (tmp_path / "out.png").exists()
+
+
+def test_networks_of_ones_own_are_compared_with_each_other(
+    tmp_path: Path, name: str, samprior: Command
+) -> None:
+    """A distilled network against its control, and beside one of samprior's."""
+    rng = np.random.default_rng(0)
+    for folder in ("hazy", "clear"):
+        (tmp_path / folder).mkdir()
+        write_png(tmp_path / folder / "1.png", rng.integers(0, 256, (24, 24, 3), dtype=np.uint8))
+    for run in ("control", "distilled"):
+        file = tmp_path / run / "model.safetensors"
+        file.parent.mkdir()
+        about = {"network": {"name": name, "preset": None, "settings": {}}}
+        save_checkpoint(file, build_network(name).state_dict(), about)
+    about = {"network": {"name": "nafnet", "preset": "tiny", "settings": {}}}
+    nafnet = build_network("nafnet", preset="tiny").state_dict()
+    save_checkpoint(tmp_path / "nafnet.safetensors", nafnet, about)
+    command = ["evaluate", tmp_path / "control", tmp_path / "distilled", "--dataset", "folder"]
+    patterns = [
+        "--root",
+        tmp_path,
+        "--degraded-pattern",
+        "hazy/{key}.png",
+        "--clean-pattern",
+        "clear/{key}.png",
+    ]
+    code, _, err = samprior(*command, *patterns)
+    assert code == 1, err
+    assert f"give --network {name}" in err
+    for others in ([], [tmp_path / "nafnet.safetensors"]):
+        code, out, err = samprior(*command, *others, *patterns, "--network", name)
+        assert code == 0, err
+        assert "control" in out
 
 
 def test_the_documented_example_trains(

@@ -75,6 +75,28 @@ def test_the_table_compares_with_the_control_of_the_same_seed(
     assert spd["95 % over seeds"] == "-0.085 to +1.185"
 
 
+def test_what_masks_are_worth_is_told_apart(benchmarks: dict[str, ModuleType]) -> None:
+    scores = {
+        "control": [[20.0, 30.0], [22.0, 32.0]],
+        "spd": [[20.5, 30.5], [22.5, 32.7]],
+        "spd-none": [[20.4, 30.4], [22.5, 32.7]],
+        "spd-sgr-shuffled": [[20.4, 30.4], [22.5, 32.7]],
+    }
+    (row,) = benchmarks["study_table"].mask_rows(scores)
+    assert (row["arm"], row["less"], row["dB"]) == ("spd", "spd-none", "+0.050")
+    assert row["seeds"] == "+0.100 +0.000"
+
+
+def test_the_command_of_a_study_names_no_folder_of_the_machine(
+    benchmarks: dict[str, ModuleType],
+) -> None:
+    typed = ["x.py", "--data", "/my data/all", "--out=/tmp/x", "--set", "a=[1, 2]", "--seeds", "3"]
+    told = benchmarks["study_table"].command(typed)
+    assert told == (
+        "python benchmarks/distillation.py --data DIR --out STUDY --set 'a=[1, 2]' --seeds 3"
+    )
+
+
 def test_a_study_runs_and_goes_on_where_it_was(
     benchmarks: dict[str, ModuleType], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,8 +112,10 @@ def test_a_study_runs_and_goes_on_where_it_was(
     assert done.exit_code == 0, done.output
     file = benchmarks["measure"].RESULTS / "study.json"
     first = json.loads(file.read_text())
-    assert [row["arm"] for row in first["table"]] == ["base", "control", "spd", "refined"]
-    assert first["scores"].keys() == {"base", "control", "spd", "refined"}
+    arms = ["degraded", "base", "control", "spd", "refined"]
+    assert [row["arm"] for row in first["table"]] == arms
+    assert list(first["scores"]) == arms
+    assert first["base_steps"] == 2
     assert all(len(values) == 2 and len(values[0]) == 2 for values in first["scores"].values())
     # Nothing is trained or scored twice, and other settings are refused.
     state = tmp_path / "study" / "seed-1" / "spd" / "distill" / "state.safetensors"
@@ -166,7 +190,14 @@ def test_joint_and_a_larger_teacher_are_scored(
     done = CliRunner().invoke(benchmarks["distillation"].main, command, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     found = json.loads((benchmarks["measure"].RESULTS / "study.json").read_text())
-    assert found["scores"].keys() == {"base", "control", "joint", "large", "large-teacher"}
+    assert found["scores"].keys() == {
+        "degraded",
+        "base",
+        "control",
+        "joint",
+        "large",
+        "large-teacher",
+    }
     assert found["larger_teacher"] == ["network2.settings.width=8", "stages.fusion=2"]
     teacher = load_checkpoint(tmp_path / "study/seed-0/large/fusion/model.safetensors")[0]
     assert teacher["network2.intro.weight"].shape[0] == 8

@@ -21,6 +21,9 @@ from samprior.storage.files import write_bytes
 from samprior.training.networks import build_network, is_factory
 
 Tensors = dict[str, Tensor]
+OFFICIAL = (".pth", ".pt", ".ckpt")
+"""Endings of files that others wrote, which don't say what they are."""
+
 _RECORD = "samprior"  # one metadata key: safetensors does not keep the order of several
 
 
@@ -90,8 +93,8 @@ def load_network(
     Raises:
         CheckpointError: the file is missing, damaged, or for another network.
     """
-    file = path / "model.safetensors" if path.is_dir() else path
-    if file.suffix in (".pth", ".pt", ".ckpt"):
+    file = _file_of(path)
+    if file.suffix in OFFICIAL:
         if name is None:
             raise CheckpointError(f"{file}: say what it is with --network and --preset")
         network = build_network(name, preset=preset)
@@ -108,6 +111,26 @@ def load_network(
     network = build_network(made["name"], preset=made["preset"], **made["settings"])
     load_strictly(network, tensors, file)
     return network.eval(), record
+
+
+def what_it_lacks(path: Path) -> tuple[bool, bool]:
+    """Whether `load_network` needs a network's name for a checkpoint, and whether its preset.
+
+    Both for weights that don't say what they are; the name alone for a network of the user's own,
+    whose code no file may choose.
+
+    Raises:
+        CheckpointError: the checkpoint is missing or damaged.
+    """
+    file = _file_of(path)
+    if file.suffix in OFFICIAL:
+        return True, True
+    with _open(file) as (_, record):
+        return is_factory(record.get("network", {}).get("name")), False
+
+
+def _file_of(path: Path) -> Path:
+    return path / "model.safetensors" if path.is_dir() else path
 
 
 def _require_known_maker(file: Path, recorded: object, given: str | None) -> None:

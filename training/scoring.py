@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from samprior.storage.errors import UsageError
-from samprior.training.checkpoint import load_network
+from samprior.training.checkpoint import load_network, what_it_lacks
 from samprior.training.evaluate import Evaluation, Measure, evaluate, write_evaluation
 from samprior.training.metrics import Space
 from samprior.training.networks.tlc import with_local_pooling
@@ -90,9 +90,11 @@ def score_checkpoints(
     reports: dict[tuple[str, str], str] = {}
     files: list[Path] = []
     for name, checkpoint in zip(names, checkpoints, strict=True):
-        official = network if len(names) == 1 or not _says_what_it_is(checkpoint) else None
-        shape = preset if official is not None or len(names) == 1 else None
-        model, record = load_network(checkpoint, name=official, preset=shape)
+        # Of several, some may say what they are; alone, one that does is refused both options.
+        asks, takes_shape = (True, True) if len(names) == 1 else what_it_lacks(checkpoint)
+        model, record = load_network(
+            checkpoint, name=network if asks else None, preset=preset if takes_shape else None
+        )
         for split in splits:
             with progress(f"evaluating {name} {split.name}".rstrip(), "image") as advance:
                 found = evaluate(model, split.pairs, progress=advance, **vars(rules))
@@ -131,11 +133,6 @@ def _home(checkpoint: Path) -> Path:
     if path.is_dir():
         return path
     return path.parent if path.name == "model.safetensors" else path.with_suffix("")
-
-
-def _says_what_it_is(checkpoint: Path) -> bool:
-    """Whether it is one of ours, which hold their network's name and settings."""
-    return checkpoint.is_dir() or checkpoint.suffix == ".safetensors"
 
 
 def _write(
