@@ -77,7 +77,7 @@ SMALL = (
 
 FolderOption = click.Path(path_type=Path, exists=True, file_okay=False)
 
-UNTOLD: Any = {"out": True, "seed": True, "data": {"train"}}
+UNTOLD: Any = {"out": True, "seed": True, "data": {"train"}, "network": {"init"}}
 """Settings that are not the same for all runs, or only true of one machine."""
 
 
