@@ -216,6 +216,7 @@ def test_identity_leaves_out_where_a_run_lies_and_how_it_talks(stage: str) -> No
         "data.crop_px=64",
         "data.batch_size=3",
         "data.augment=none",
+        "data.augment=hflip",
         "data.mixup_alpha=1.2",
         "data.rain_layers=synthetic",
         "optimizer.name=adam",

@@ -47,7 +47,7 @@ STEPS = {
     "sidd_uformer_t": 750_000,
     "spa_efficientderain_v3": 20 * 39_906,
     "spa_efficientderain_v4": 20 * 39_906,
-    "spa_rcdnet": 100_000,
+    "spa_rcdnet": 150_000,
 }
 
 

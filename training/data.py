@@ -21,6 +21,7 @@ from samprior.training.sampling import (
     MIXUP,
     PLACES,
     RAIN,
+    Augment,
     Draws,
     Place,
     drawn,
@@ -53,8 +54,8 @@ class Crops:
     crop_px: int
     """Side of the square crops, pixels."""
     seed: int
-    augment: bool = True
-    """Flips and quarter turns."""
+    augment: Augment = "flips_turns"
+    """Random flips and quarter turns, flips left to right alone, or none."""
     min_mask_px: int = 64
     """Smaller masks of an image are left out, pixels."""
     max_mask_iou: float = 0.9
@@ -173,7 +174,8 @@ class Crops:
         return height - self.crop_px + 1, width - self.crop_px + 1
 
     def _placed(self, index: int, y: int, x: int, flip: int, turns: int) -> Place:
-        return Place(index, y, x, bool(flip and self.augment), turns if self.augment else 0)
+        flips, turned = self.augment != "none", self.augment == "flips_turns"
+        return Place(index, y, x, bool(flip and flips), turns if turned else 0)
 
     def _kept(self, index: int) -> npt.NDArray[np.bool_]:
         """Which masks of an image are worth fusing; found once (100 bytes an image)."""

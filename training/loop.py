@@ -97,7 +97,7 @@ def _batches(run: StageRun, store: MaskStore) -> Iterator[RawBatch]:
             store=store,
             crop_px=phase.crop_px,
             seed=config.seed,
-            augment=data.augment == "flips_turns",
+            augment=data.augment,
             min_mask_px=data.min_mask_px,
             max_mask_iou=data.max_mask_iou,
             mask_dropout=stage.mask_dropout,

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from samprior.training.sampling import Augment
+
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -55,8 +57,8 @@ class DataConfig(Section):
     """Crops per step."""
     phases: tuple[PhaseConfig, ...] = ()
     """Sizes of base in turn; later stages take crop_px and batch_size, or else the last phase's."""
-    augment: Literal["flips_turns", "none"] = "flips_turns"
-    """Random flips and quarter turns, of images and masks alike."""
+    augment: Augment = "flips_turns"
+    """Random flips and quarter turns, or hflip: left to right alone; of images and masks alike."""
     mixup_alpha: Weight = 0.0
     """Each crop is mixed with another at a share from Beta(alpha, alpha), masks stay; 0 is off."""
     rain_layers: str | None = None
