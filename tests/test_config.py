@@ -99,6 +99,17 @@ def test_no_base_stage_needs_weights_to_start_from() -> None:
     assert load_config(None, [*NEEDED, "stages.base=0", "network.init=w.pth"]).stages.base == 0
 
 
+def test_the_share_of_mixed_crops_is_one_and_asks_for_mixing() -> None:
+    message = refusal(*NEEDED, "data.mixup_share=0.5")
+    assert "data.mixup_share is 0.5" in message
+    assert "set data.mixup_alpha, such as 1.2" in message
+    mixing = (*NEEDED, "data.mixup_alpha=1.2")
+    for wrong in (0.0, 1.5):
+        assert "data.mixup_share" in refusal(*mixing, f"data.mixup_share={wrong}")
+    all_mixed, half = (load_config(None, [*mixing, f"data.mixup_share={s}"]) for s in (1, 0.5))
+    assert all(all_mixed.identity(stage) != half.identity(stage) for stage in STAGES)
+
+
 def test_overrides_are_toml_and_anything_else_is_a_string(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text("out = 'a'\nseed = 1\n[data]\ntrain = 'store'\ncrop_px = 64\n")
@@ -274,7 +285,7 @@ def test_every_setting_is_in_some_identity_or_known_to_be_in_none() -> None:
         "accumulate", "channels_last", "compile", "sync_batchnorm",
         "data.train", "data.masks", "data.validation", "data.loader_threads",
     }  # fmt: skip
-    config: TrainConfig = load_config(None, NEEDED)
+    config: TrainConfig = load_config(None, [*NEEDED, "data.mixup_alpha=1.2"])
     everything = _leaves(config.model_dump(mode="json"))
     assert everything - _leaves(config.identity("distill")) == in_none
 

@@ -128,6 +128,8 @@ class TrainConfig(Section):
         )
         for unused in ("train", "masks", "validation", "loader_threads"):
             del record["data"][unused]
+        if not self.data.mixup_alpha:
+            del record["data"]["mixup_share"]
         if stage == "base":
             del record["optimizer"]["extra_lr_share"]
             if self.data.phases:

@@ -18,6 +18,7 @@ from samprior.training.mixing import RainLayers, add_rain, mix_up
 from samprior.training.priors.regions import RegionBatch, dropout_masks, keep_masks
 from samprior.training.sampling import (
     DROPOUT,
+    MIXED,
     MIXUP,
     PLACES,
     RAIN,
@@ -28,6 +29,9 @@ from samprior.training.sampling import (
     image_of,
 )
 from samprior.training.turns import turn_atoms, turn_picture
+
+_FINELY = 2**32
+"""Parts that a share is told in: the most that `drawn` can tell apart."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,8 @@ class Crops:
     """Places drawn per crop, of which the one with most mask outlines is taken; 1 draws evenly."""
     mixup_alpha: float = 0.0
     """Each crop is mixed with another one at a share from Beta(alpha, alpha); 0 mixes none."""
+    mixup_share: float = 1.0
+    """Share of the crops that are mixed."""
     rain_layers: RainLayers | None = field(default=None, compare=False, repr=False)
     """Layers (H, W) that RainMix lays over crops; None adds no rain."""
     _keep: dict[int, npt.NDArray[np.bool_]] = field(default_factory=dict, init=False, repr=False)
@@ -120,7 +126,7 @@ class Crops:
         """Add rain to the pictures (h, w, 3) of a sample, and mix them with another's."""
         if self.rain_layers is not None:
             add_rain(degraded, clean, self.rain_layers, Draws(self.seed, sample, RAIN))
-        if self.mixup_alpha:
+        if self.mixup_alpha and self._is_mixed(sample):
             draws = Draws(self.seed, sample, MIXUP)
             others = np.empty_like(degraded), np.empty_like(clean)
             self.read_pictures(self._any_place(draws), *others)
@@ -163,6 +169,11 @@ class Crops:
         # Its own draws, so that dropout never changes which crop is seen.
         rng = Draws(self.seed, sample, DROPOUT).generator()
         return keep & dropout_masks(len(keep), rng, share=self.mask_dropout)
+
+    def _is_mixed(self, sample: int) -> bool:
+        # Its own draw, so that the share never changes what a crop is mixed with.
+        (drawn_of_all,) = drawn(self.seed, sample, MIXED, _FINELY)
+        return drawn_of_all < self.mixup_share * _FINELY
 
     def _any_place(self, draws: Draws) -> Place:
         (index,) = draws.below(len(self.store))

@@ -103,6 +103,7 @@ def _batches(run: StageRun, store: MaskStore) -> Iterator[RawBatch]:
             mask_dropout=stage.mask_dropout,
             outline_tries=data.outline_tries,
             mixup_alpha=data.mixup_alpha,
+            mixup_share=data.mixup_share,
             rain_layers=rain_layers,
         )
         yield from CropLoader(

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-PLACES, DROPOUT, MIXUP, RAIN, LAYERS = range(5)
+PLACES, DROPOUT, MIXUP, RAIN, LAYERS, MIXED = range(6)
 """What draws are for; each purpose has its own, so that one never moves the other."""
 
 Augment = Literal["flips_turns", "hflip", "none"]

@@ -61,6 +61,8 @@ class DataConfig(Section):
     """Random flips and quarter turns, or hflip: left to right alone; of images and masks alike."""
     mixup_alpha: Weight = 0.0
     """Each crop is mixed with another at a share from Beta(alpha, alpha), masks stay; 0 is off."""
+    mixup_share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Share of the crops that are mixed, drawn for each by its number; the others stay as read."""
     rain_layers: str | None = None
     """Folder of rain streak pictures, or synthetic: RainMix lays them over crops; None is off."""
     min_mask_px: Count = 64
@@ -82,6 +84,15 @@ class DataConfig(Section):
             return values
         sizes = {key: phases[-1][key] for key in ("crop_px", "batch_size") if key in phases[-1]}
         return {**sizes, **values}
+
+    @model_validator(mode="after")
+    def _shares_what_is_mixed(self) -> Self:
+        if self.mixup_share < 1 and not self.mixup_alpha:
+            raise ValueError(
+                f"data.mixup_share is {self.mixup_share}, but data.mixup_alpha of 0 mixes nothing; "
+                "set data.mixup_alpha, such as 1.2, or leave out data.mixup_share"
+            )
+        return self
 
     @property
     def largest_crop_px(self) -> int:
