@@ -89,9 +89,12 @@ def build_relation(settings: LossConfig) -> RelationLoss | None:
     """SGR as configured, or None when its weight is 0.
 
     Raises:
+        UsageError: an untrained analyzer with weights.
         CheckpointError: the analyzer's weights can't be had.
     """
     if settings.lambda_sgr == 0:
         return None
-    analyzer = build_analyzer(settings.analyzer, weights=settings.analyzer_weights)
+    analyzer = build_analyzer(
+        settings.analyzer, layers=settings.analyzer_layers, weights=settings.analyzer_weights
+    )
     return RelationLoss(analyzer, eta=settings.eta, max_regions=settings.max_regions)

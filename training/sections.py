@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from samprior.storage.errors import UsageError
+from samprior.training.priors.analyzers import check_layers
 from samprior.training.sampling import Augment
 
 Positive = Annotated[int, Field(ge=1)]
@@ -205,14 +207,25 @@ class LossConfig(Section):
     start goes with fusion.image = restored, and not with joint."""
     lambda_sgr: Weight = 0.1
     """Weight of the relation term; 0 needs no analyzer."""
-    analyzer: Literal["vgg19", "random-vgg"] = "vgg19"
-    """Frozen feature network of SGR; random-vgg is seeded and untrained, for offline work."""
+    analyzer: Literal["vgg19", "vgg16", "random-vgg", "random-vgg16"] = "vgg19"
+    """Frozen feature network of SGR; vgg16 is lighter, random ones are seeded and untrained."""
+    analyzer_layers: tuple[str, ...] | None = None
+    """Its layers that SGR compares, such as relu3_4; None takes the last of blocks 3 and 4."""
     analyzer_weights: Path | None = None
     """File of the ImageNet weights; None downloads them."""
     eta: Weight = 0.1
     """Weight of SGR's node term against its relation term."""
     max_regions: Positive = 32
     """Largest regions of a crop that enter SGR."""
+
+    @model_validator(mode="after")
+    def _analyzer_has_its_layers(self) -> Self:
+        if self.analyzer_layers is not None:
+            try:
+                check_layers(self.analyzer, self.analyzer_layers)
+            except UsageError as error:
+                raise ValueError(f"loss.analyzer_layers: {error}") from error
+        return self
 
 
 class FusionConfig(Section):
