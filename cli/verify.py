@@ -32,6 +32,9 @@ def command(store: Path, repair: bool, seed: int) -> None:
         _print(f"{store}, masks {name}", of_set)
     if found.ok:
         return
+    if repair and found.mendable:
+        click.echo("the store is whole again")
+        return
     done = "removed what was broken; now run" if repair else "run it with --repair, then"
     click.echo(
         f"samprior: the store is not whole; {done} the same `samprior precompute` again", err=True
@@ -47,10 +50,5 @@ def _print(name: str, found: "Verification") -> None:
         f"{counted(found.num_images, 'image')}, {counted(found.num_masks, 'mask')}, "
         f"{found.stored_bytes / 1e6:.1f} MB, {len(found.quarantined)} quarantined"
     )
-    for shard, problems in found.broken.items():
-        for problem in problems:
-            click.echo(f"  shard {shard}: {problem}", err=True)
-    for problem in found.pictures:
-        click.echo(f"  {problem}", err=True)
-    for leftover in found.leftovers:
-        click.echo(f"  leftover of a killed writer: {leftover}", err=True)
+    for line in found.lines():
+        click.echo(f"  {line}", err=True)

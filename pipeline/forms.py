@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from samprior.pipeline.worker import ShardWriter
+from samprior.storage.header import HEADER_COPY
 from samprior.storage.manifest import Header, Receipt, read_header, read_receipts, write_header
 from samprior.storage.tar_job import (
     HEADER,
@@ -48,7 +49,7 @@ def _nothing(*_: object) -> None:
 
 ZARR = Form(
     noun="store",
-    header_files=("zarr.json", "shards/zarr.json"),
+    header_files=("zarr.json", "shards/zarr.json", HEADER_COPY),
     write_header=write_header,
     read_header=read_header,
     check_keys=_nothing,
@@ -59,7 +60,7 @@ ZARR = Form(
 
 WEBDATASET = Form(
     noun="folder of tars",
-    header_files=(HEADER,),
+    header_files=(HEADER, HEADER_COPY),
     write_header=write_tar_header,
     read_header=read_tar_header,
     check_keys=check_tar_keys,

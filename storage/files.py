@@ -91,6 +91,11 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def is_draft(name: str) -> bool:
+    """Whether a file or folder of this name is unfinished."""
+    return name.startswith(".") and name.endswith(STAGED_SUFFIX)
+
+
 def remove_drafts(folder: Path) -> list[Path]:
     """Remove what killed writers left directly in `folder`; return what was removed.
 

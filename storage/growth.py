@@ -13,6 +13,7 @@ from pathlib import Path
 
 from samprior.storage.errors import StoreError
 from samprior.storage.files import write_bytes
+from samprior.storage.header import readable_json
 from samprior.storage.manifest import Header, Receipt
 
 LISTING = "listing.json"
@@ -32,8 +33,12 @@ def write_listing(root: Path, parts: Parts) -> None:
 
     Before the header that counts a new part: a listing may have one part more than its header.
     """
-    record = {"parts": [list(part) for part in parts]}
-    write_bytes(root / LISTING, json.dumps(record, indent=1).encode() + b"\n")
+    write_bytes(root / LISTING, listing_json(parts))
+
+
+def listing_json(parts: Parts) -> bytes:
+    """The content of the listing."""
+    return readable_json({"parts": [list(part) for part in parts]})
 
 
 def known_parts(root: Path, header: Header, receipts: Mapping[int, Receipt]) -> Parts:

@@ -7,6 +7,7 @@ same bytes, broken off or not (the files' modification times tell the pace).
 On disk, below the store's folder:
 
     zarr.json                  root group; attribute `samprior` is the header
+    header-copy.json           the header once more
     shards/000000/...          one zarr group per shard, see samprior.storage.store
     receipts/000000.json       one receipt per shard
     listing.json               see samprior.storage.growth
@@ -24,13 +25,13 @@ from samprior.storage.files import sha256_of, write_bytes
 from samprior.storage.header import Header as Header
 from samprior.storage.header import Json as Json
 from samprior.storage.header import canonical_json as canonical_json
-from samprior.storage.header import digest
+from samprior.storage.header import digest, readable_json, store_files
 from samprior.storage.places import Place, joined, open_place
 
 RECEIPTS_AT_ONCE = 1024
 """Receipts held as text while a store is opened; remote ones of a batch are fetched together."""
 
-_DAMAGES = (
+DAMAGES = (
     KeyError,
     TypeError,
     ValueError,
@@ -77,7 +78,7 @@ class Receipt:
         if not self.pictures:  # so in all other stores, and before there was the field
             del record["pictures"]
         signed = {**record, "sha256": digest(record)}
-        return json.dumps(signed, indent=1, sort_keys=True).encode() + b"\n"
+        return readable_json(signed)
 
     @classmethod
     def from_json(cls, content: bytes, origin: str | Path) -> Self:
@@ -107,7 +108,7 @@ class Receipt:
                     for key, (degraded, clean) in record.get("pictures", {}).items()
                 },
             )
-        except _DAMAGES as error:
+        except DAMAGES as error:
             raise StoreError(
                 f"{origin} is no receipt ({error!r}); run `samprior verify --repair` on the store"
             ) from error
@@ -125,12 +126,12 @@ def shard_name(shard: int) -> str:
 
 def receipt_file(root: Path, shard: int) -> Path:
     """Where a shard's receipt lies."""
-    return root / _receipt_name(shard)
+    return root / receipt_name(shard)
 
 
 def receipt_files(root: Path) -> dict[int, Path]:
     """The receipts that are there, by shard, in order; files of other names are none."""
-    return {shard: receipt_file(root, shard) for shard in _receipt_shards(open_place(root))}
+    return {shard: receipt_file(root, shard) for shard in receipt_shards(open_place(root))}
 
 
 def write_header(root: Path, header: Header) -> None:
@@ -138,8 +139,20 @@ def write_header(root: Path, header: Header) -> None:
 
     Writing it again over itself changes nothing.
     """
-    _write_group(root, {"samprior": header.to_record()})
-    _write_group(root / "shards", {})
+    write_header_files(root, store_files(header))
+
+
+def write_header_files(root: Path, files: Mapping[str, bytes]) -> None:
+    """Write the files that say what a folder holds, of which the first is read.
+
+    It is written first where there is none, for it makes the folder a store; where it is replaced
+    it comes last, so that a job that was killed between them sees that it has to write them again.
+    """
+    names = list(files)
+    if (root / names[0]).exists():
+        names.reverse()
+    for name in names:
+        write_bytes(root / name, files[name])
 
 
 def read_header(root: Path | Place) -> Header:
@@ -178,7 +191,7 @@ def read_receipts(root: Path | Place) -> dict[int, Receipt]:
         UnreachableError: an object store didn't answer.
     """
     place = open_place(root)
-    shards = _receipt_shards(place)
+    shards = receipt_shards(place)
     receipts: dict[int, Receipt] = {}
     for first in range(0, len(shards), RECEIPTS_AT_ONCE):
         receipts |= _read_receipts(place, shards[first : first + RECEIPTS_AT_ONCE])
@@ -197,18 +210,23 @@ def read_receipt(root: Path | Place, shard: int) -> Receipt:
 
 def _read_receipts(place: Place, shards: list[int]) -> dict[int, Receipt]:
     try:
-        contents = place.read_many([_receipt_name(shard) for shard in shards])
+        contents = place.read_many([receipt_name(shard) for shard in shards])
     except UnreachableError:
         raise
     except OSError as error:
         raise StoreError(f"a receipt of {place.url} can't be read ({error})") from error
     return {
-        shard: _parse_receipt(content, shard, joined(place.url, _receipt_name(shard)))
+        shard: parse_receipt(content, shard, joined(place.url, receipt_name(shard)))
         for shard, content in zip(shards, contents, strict=True)
     }
 
 
-def _parse_receipt(content: bytes, shard: int, origin: str) -> Receipt:
+def parse_receipt(content: bytes, shard: int, origin: str) -> Receipt:
+    """The receipt that a file holds.
+
+    Raises:
+        StoreError: it is damaged, or that of another shard.
+    """
     receipt = Receipt.from_json(content, origin)
     if receipt.shard != shard:
         raise StoreError(
@@ -218,17 +236,18 @@ def _parse_receipt(content: bytes, shard: int, origin: str) -> Receipt:
     return receipt
 
 
-def _receipt_shards(place: Place) -> list[int]:
+def receipt_shards(place: Place) -> list[int]:
     """Shards that have a receipt, in order; files of other names are none."""
     numbers = [(name, name.removesuffix(".json")) for name in place.names("receipts")]
     return sorted(
         int(number)
         for name, number in numbers
-        if number.isdecimal() and f"receipts/{name}" == _receipt_name(int(number))
+        if number.isdecimal() and f"receipts/{name}" == receipt_name(int(number))
     )
 
 
-def _receipt_name(shard: int) -> str:
+def receipt_name(shard: int) -> str:
+    """Where a shard's receipt lies, below the store's folder."""
     return f"receipts/{shard:06d}.json"
 
 
@@ -241,8 +260,3 @@ def digests_of(folder: Path) -> tuple[dict[str, str], int]:
 
 def _inputs(values: list[Any]) -> Inputs:
     return tuple(value if isinstance(value, str) else int(value) for value in values)
-
-
-def _write_group(folder: Path, attributes: Json) -> None:
-    group = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
-    write_bytes(folder / "zarr.json", json.dumps(group, indent=1, sort_keys=True).encode() + b"\n")

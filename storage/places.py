@@ -9,12 +9,14 @@ several threads, and carried into forked processes.
 import errno
 import os
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 from urllib.parse import unquote, urlsplit
 
 from samprior.storage.errors import StoreError, UsageError
+from samprior.storage.files import write_bytes
 
 SCHEMES = ("s3", "gs")
 """Object stores that are read; buckets of other servers that speak S3 are s3:// too."""
@@ -69,6 +71,15 @@ class Place(Protocol):
 
     def names(self, folder: str = "") -> list[str]:
         """What lies directly in a folder, files and folders, in order; nothing if it's missing."""
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file, whole or not at all; folders on the way to it are made."""
+
+    def remove(self, name: str) -> None:
+        """Remove a file; nothing happens if there is none."""
+
+    def remove_folder(self, name: str) -> None:
+        """Remove a folder below this one and all it holds; nothing happens if there is none."""
 
 
 def open_place(where: str | Path | Place) -> Place:
@@ -186,6 +197,20 @@ class LocalFolder:
             return sorted(path.name for path in self._file(folder).iterdir())
         except FileNotFoundError:
             return []
+
+    def write(self, name: str, content: bytes) -> None:
+        """See `Place`."""
+        write_bytes(self._file(name), content)
+
+    def remove(self, name: str) -> None:
+        """See `Place`."""
+        self._file(name).unlink(missing_ok=True)
+
+    def remove_folder(self, name: str) -> None:
+        """See `Place`."""
+        folder = self._file(name)
+        if folder.is_dir():
+            shutil.rmtree(folder)
 
     def _file(self, name: str) -> Path:
         return self.path / checked_name(name, where=self.url)

@@ -1,6 +1,7 @@
 """Tars that a job writes shard by shard, with receipts, as it does the zarr store.
 
     OUT/header.json            what the job makes; as the header of a zarr store
+    OUT/header-copy.json       the same once more
     OUT/receipts/000000.json   one receipt per shard; the tar counts from then on
     OUT/000000.tar             the shard's samples, if it holds images
     OUT/index.json             written last: now the folder is whole
@@ -13,13 +14,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from samprior.storage.errors import StoreError
-from samprior.storage.files import sha256_of, write_bytes
+from samprior.storage.files import sha256_of
+from samprior.storage.header import HEADER_COPY, readable_json
 from samprior.storage.manifest import (
     Header,
     Inputs,
     Receipt,
     read_receipts,
     receipt_file,
+    write_header_files,
     write_receipt,
 )
 from samprior.storage.tars import INDEX, TarEntry, tar_name, write_index, write_tar
@@ -30,8 +33,13 @@ HEADER = "header.json"
 
 def write_tar_header(root: Path, header: Header) -> None:
     """Make the folder that will hold the tars."""
-    content = json.dumps(header.to_record(), indent=1, sort_keys=True)
-    write_bytes(root / HEADER, content.encode() + b"\n")
+    write_header_files(root, tar_files(header))
+
+
+def tar_files(header: Header) -> dict[str, bytes]:
+    """The files that say what the tars are made of, by name."""
+    content = readable_json(header.to_record())
+    return {HEADER: content, HEADER_COPY: content}
 
 
 def read_tar_header(root: Path) -> Header:
@@ -117,19 +125,20 @@ def finish_tars(root: Path, header: Header, receipts: Mapping[int, Receipt]) -> 
         raise StoreError(
             f"{root} has {len(receipts)} of {header.num_shards} shards; run the same command again"
         )
-    entries = [
-        TarEntry(
-            name=tar_name(receipt.shard),
-            num_samples=len(receipt.keys),
-            num_bytes=receipt.stored_bytes,
-            sha256=receipt.digests[tar_name(receipt.shard)],
-            keys=receipt.keys,
-            sizes=receipt.sizes,
-        )
-        for receipt in receipts.values()
-        if receipt.keys
-    ]
+    entries = [tar_entry(receipt) for receipt in receipts.values() if receipt.keys]
     write_index(root, entries, fingerprint=header.fingerprint)
+
+
+def tar_entry(receipt: Receipt) -> TarEntry:
+    """What the index says of the tar of a receipt."""
+    return TarEntry(
+        name=tar_name(receipt.shard),
+        num_samples=len(receipt.keys),
+        num_bytes=receipt.stored_bytes,
+        sha256=receipt.digests[tar_name(receipt.shard)],
+        keys=receipt.keys,
+        sizes=receipt.sizes,
+    )
 
 
 def _size_of(tar: Path) -> int | None:

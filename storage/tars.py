@@ -86,16 +86,23 @@ def write_index(
     folder: Path, entries: Sequence[TarEntry], *, fingerprint: str, masks: MaskForm = "atoms"
 ) -> None:
     """Write the index; `fingerprint` is that of the store the tars hold."""
+    content = index_json(entries, fingerprint=fingerprint, masks=masks)
+    file = folder / INDEX
+    if not file.is_file() or file.read_bytes() != content:
+        write_bytes(file, content)
+
+
+def index_json(
+    entries: Sequence[TarEntry], *, fingerprint: str, masks: MaskForm = "atoms"
+) -> bytes:
+    """The content of the index."""
     index = {
         "fingerprint": fingerprint,
         "masks": masks,
         "num_samples": sum(entry.num_samples for entry in entries),
         "shards": [entry.to_json() for entry in entries],
     }
-    content = json.dumps(index, indent=1).encode() + b"\n"
-    file = folder / INDEX
-    if not file.is_file() or file.read_bytes() != content:
-        write_bytes(file, content)
+    return json.dumps(index, indent=1).encode() + b"\n"
 
 
 def read_index(folder: Path) -> list[TarEntry]:
