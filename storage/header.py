@@ -113,9 +113,10 @@ class Header:
             )
         try:
             header = cls(**_checked(record))
-        except (KeyError, TypeError, ValueError) as error:
+            fingerprint = header.fingerprint
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise StoreError(f"{origin} holds no samprior header ({error!r})") from error
-        if header.fingerprint != record.get("fingerprint"):
+        if fingerprint != record.get("fingerprint"):
             raise StoreError(
                 f"{origin} was altered: its fingerprint does not fit its content; run `samprior "
                 "verify --repair` on the store"

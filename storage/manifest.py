@@ -18,7 +18,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from samprior.storage.errors import StoreError, UnreachableError
 from samprior.storage.files import sha256_of, write_bytes
@@ -40,6 +40,9 @@ DAMAGES = (
     RecursionError,
 )
 """What reading something as JSON raises that was not meant to be read so."""
+
+MAX_IMAGE_PIXELS = 2**31
+"""Pixels of the largest image that a receipt is believed to tell of."""
 
 Inputs = tuple[int | str, ...]
 """Sizes and digests of the files that an image was made of; they tell a changed file."""
@@ -94,17 +97,17 @@ class Receipt:
             if not len(record["keys"]) == len(record["sizes"]) == len(record["num_masks"]):
                 raise ValueError("its lists are not of one length")
             return cls(
-                shard=int(record["shard"]),
-                keys=tuple(map(str, record["keys"])),
-                sizes=tuple((int(height), int(width)) for height, width in record["sizes"]),
-                num_masks=tuple(map(int, record["num_masks"])),
-                stored_bytes=int(record["stored_bytes"]),
-                digests={str(k): str(v) for k, v in record["digests"].items()},
-                inputs={str(k): _inputs(values) for k, values in record["inputs"].items()},
-                quarantined={str(k): str(v) for k, v in record["quarantined"].items()},
-                notes=tuple(map(str, record.get("notes", ()))),
+                shard=_count(record["shard"]),
+                keys=_texts(record["keys"]),
+                sizes=tuple(map(_size, record["sizes"])),
+                num_masks=tuple(map(_count, record["num_masks"])),
+                stored_bytes=_count(record["stored_bytes"]),
+                digests={name: _text(value) for name, value in record["digests"].items()},
+                inputs={key: _inputs(values) for key, values in record["inputs"].items()},
+                quarantined={key: _text(value) for key, value in record["quarantined"].items()},
+                notes=_texts(record.get("notes", [])),
                 pictures={
-                    str(key): (str(degraded), str(clean))
+                    key: (_text(degraded), _text(clean))
                     for key, (degraded, clean) in record.get("pictures", {}).items()
                 },
             )
@@ -258,5 +261,34 @@ def digests_of(folder: Path) -> tuple[dict[str, str], int]:
     return digests, sum(file.stat().st_size for file in files)
 
 
-def _inputs(values: list[Any]) -> Inputs:
-    return tuple(value if isinstance(value, str) else int(value) for value in values)
+def _count(value: object, *, least: int = 0) -> int:
+    """A whole number as JSON has it; ValueError for anything else, such as text or true."""
+    if type(value) is not int or value < least:
+        raise ValueError(f"{value!r:.80} is no number of at least {least}")
+    return value
+
+
+def _size(value: object) -> tuple[int, int]:
+    height, width = value if isinstance(value, list) else ()
+    size = _count(height, least=1), _count(width, least=1)
+    if size[0] * size[1] > MAX_IMAGE_PIXELS:
+        raise ValueError(f"an image of {width}x{height} is larger than any")
+    return size
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r:.80} is no text")
+    return value
+
+
+def _texts(values: object) -> tuple[str, ...]:
+    if not isinstance(values, list):
+        raise ValueError(f"{values!r:.80} is no list of texts")
+    return tuple(map(_text, values))
+
+
+def _inputs(values: object) -> Inputs:
+    if not isinstance(values, list):
+        raise ValueError(f"{values!r:.80} is no list of inputs")
+    return tuple(value if isinstance(value, str) else _count(value) for value in values)

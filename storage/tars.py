@@ -4,10 +4,14 @@ A tar has one sample per image (`samples`). `index.json` beside the tars is writ
 each what it holds: equal content gives equal bytes, since times and owners in tars are constant.
 """
 
+import io
 import json
-from collections.abc import Iterable, Sequence
+import tarfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from samprior.storage.errors import StoreError, UsageError
 from samprior.storage.exports import check_keys
@@ -103,6 +107,31 @@ def index_json(
         "shards": [entry.to_json() for entry in entries],
     }
     return json.dumps(index, indent=1).encode() + b"\n"
+
+
+def read_members(tar: Path | BinaryIO) -> Iterator[tuple[str, bytes]]:
+    """Name and content of each plain file in a tar; nothing is written, so names may be any.
+
+    Links, devices and folders are passed over.
+
+    Raises:
+        OSError, ValueError, tarfile.TarError: it is damaged, compressed, or would be read as more
+            bytes than it has.
+    """
+    with tar.open("rb") if isinstance(tar, Path) else nullcontext(tar) as stream:
+        num_bytes = stream.seek(0, io.SEEK_END)
+        stream.seek(0)
+        with tarfile.open(fileobj=stream, mode="r:") as members:
+            last = -1
+            for member in members:
+                # Holes of a sparse file, and sizes below 0, which lead back to where it was before.
+                end = member.offset_data + member.size
+                if member.issparse() or not last < member.offset_data <= end <= num_bytes:
+                    raise tarfile.ReadError(f"it ends before all of {member.name!r:.80}")
+                last = member.offset
+                if content := members.extractfile(member) if member.isreg() else None:
+                    yield member.name, content.read()
+                members.members = []  # what was read is not asked for again
 
 
 def read_index(folder: Path) -> list[TarEntry]:

@@ -168,9 +168,10 @@ class Check:
     def _drop(self, name: str) -> None:
         """Remove a file or a folder, whichever it is."""
         file = self.place.local and self.place.local / name
-        if file is None or (file.is_dir() and not file.is_symlink()):
+        is_folder = file is not None and file.is_dir() and not file.is_symlink()
+        if file is None or is_folder:
             self.place.remove_folder(name)
-        if file is None or not file.is_dir():
+        if not is_folder:
             self.place.remove(name)
 
 

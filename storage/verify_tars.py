@@ -2,14 +2,13 @@
 
 import io
 import tarfile
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 from samprior.storage.errors import UnreachableError
 from samprior.storage.manifest import Receipt
 from samprior.storage.places import Place, joined
-from samprior.storage.samples import MAX_ARRAY_BYTES, UNREADABLE, record_of
-from samprior.storage.tars import tar_name
+from samprior.storage.samples import UNREADABLE, record_of
+from samprior.storage.tars import read_members, tar_name
 from samprior.storage.verify_shards import digest_problems
 
 
@@ -30,8 +29,7 @@ def _is_there(place: Place, name: str) -> bool:
 def _sample_problems(place: Place, name: str, receipt: Receipt, row: int) -> list[str]:
     key = receipt.keys[row]
     try:
-        with tarfile.open(fileobj=io.BufferedReader(_PlaceFile(place, name)), mode="r:") as tar:
-            keys, sample = _read_sample(tar, key)
+        keys, sample = _read_sample(io.BufferedReader(_PlaceFile(place, name)), key)
         record = record_of(sample)
     except UnreachableError:
         raise
@@ -43,17 +41,16 @@ def _sample_problems(place: Place, name: str, receipt: Receipt, row: int) -> lis
     return []
 
 
-def _read_sample(tar: tarfile.TarFile, key: str) -> tuple[tuple[str, ...], Mapping[str, Any]]:
+def _read_sample(stream: BinaryIO, key: str) -> tuple[tuple[str, ...], dict[str, Any]]:
     """The keys of all samples, in order, and the members of one of them."""
     keys: dict[str, None] = {}
     sample: dict[str, Any] = {"__key__": key}
-    for member in tar:
-        folder, slash, last = member.name.rpartition("/")
+    for name, content in read_members(stream):
+        folder, slash, last = name.rpartition("/")
         stem, _, suffix = last.partition(".")
         keys[f"{folder}{slash}{stem}"] = None
-        if f"{folder}{slash}{stem}" == key and member.size <= MAX_ARRAY_BYTES:
-            content = tar.extractfile(member)
-            sample[suffix] = content.read() if content else b""
+        if f"{folder}{slash}{stem}" == key:
+            sample[suffix] = content
     return tuple(keys), sample
 
 
