@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from samprior.storage.errors import StoreError, UnreachableError
-from samprior.storage.files import sha256_of, write_bytes
+from samprior.storage.files import sha256_of
 from samprior.storage.header import Header as Header
 from samprior.storage.header import Json as Json
 from samprior.storage.header import canonical_json as canonical_json
@@ -125,7 +125,12 @@ def shard_name(shard: int) -> str:
 
 def receipt_file(root: Path, shard: int) -> Path:
     """Where a shard's receipt lies."""
-    return root / _receipt_name(shard)
+    return root / receipt_name(shard)
+
+
+def receipt_name(shard: int) -> str:
+    """The same, below the store's folder."""
+    return f"receipts/{shard:06d}.json"
 
 
 def receipt_files(root: Path) -> dict[int, Path]:
@@ -133,13 +138,14 @@ def receipt_files(root: Path) -> dict[int, Path]:
     return {shard: receipt_file(root, shard) for shard in _receipt_shards(open_place(root))}
 
 
-def write_header(root: Path, header: Header) -> None:
+def write_header(root: Path | Place, header: Header) -> None:
     """Make the empty store: the root group with its header, and the group of the shards.
 
     Writing it again over itself changes nothing.
     """
-    _write_group(root, {"samprior": header.to_record()})
-    _write_group(root / "shards", {})
+    place = open_place(root)
+    _write_group(place, "zarr.json", {"samprior": header.to_record()})
+    _write_group(place, "shards/zarr.json", {})
 
 
 def read_header(root: Path | Place) -> Header:
@@ -165,9 +171,9 @@ def read_header(root: Path | Place) -> Header:
     return Header.from_record(record, origin=file)
 
 
-def write_receipt(root: Path, receipt: Receipt) -> None:
+def write_receipt(root: Path | Place, receipt: Receipt) -> None:
     """Write a receipt: from here on its shard counts."""
-    write_bytes(receipt_file(root, receipt.shard), receipt.to_json())
+    open_place(root).write(receipt_name(receipt.shard), receipt.to_json())
 
 
 def read_receipts(root: Path | Place) -> dict[int, Receipt]:
@@ -197,13 +203,13 @@ def read_receipt(root: Path | Place, shard: int) -> Receipt:
 
 def _read_receipts(place: Place, shards: list[int]) -> dict[int, Receipt]:
     try:
-        contents = place.read_many([_receipt_name(shard) for shard in shards])
+        contents = place.read_many([receipt_name(shard) for shard in shards])
     except UnreachableError:
         raise
     except OSError as error:
         raise StoreError(f"a receipt of {place.url} can't be read ({error})") from error
     return {
-        shard: _parse_receipt(content, shard, joined(place.url, _receipt_name(shard)))
+        shard: _parse_receipt(content, shard, joined(place.url, receipt_name(shard)))
         for shard, content in zip(shards, contents, strict=True)
     }
 
@@ -224,12 +230,8 @@ def _receipt_shards(place: Place) -> list[int]:
     return sorted(
         int(number)
         for name, number in numbers
-        if number.isdecimal() and f"receipts/{name}" == _receipt_name(int(number))
+        if number.isdecimal() and f"receipts/{name}" == receipt_name(int(number))
     )
-
-
-def _receipt_name(shard: int) -> str:
-    return f"receipts/{shard:06d}.json"
 
 
 def digests_of(folder: Path) -> tuple[dict[str, str], int]:
@@ -243,6 +245,6 @@ def _inputs(values: list[Any]) -> Inputs:
     return tuple(value if isinstance(value, str) else int(value) for value in values)
 
 
-def _write_group(folder: Path, attributes: Json) -> None:
+def _write_group(place: Place, name: str, attributes: Json) -> None:
     group = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
-    write_bytes(folder / "zarr.json", json.dumps(group, indent=1, sort_keys=True).encode() + b"\n")
+    place.write(name, json.dumps(group, indent=1, sort_keys=True).encode() + b"\n")

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from samprior.storage.errors import StoreError, UsageError
 from samprior.storage.exports import check_keys
-from samprior.storage.files import staged_file, write_bytes
+from samprior.storage.files import staged_file
 from samprior.storage.manifest import Json
+from samprior.storage.places import Place, open_place
 from samprior.storage.samples import CLEAN, MaskForm, sample_of
 from samprior.storage.writer import Record
 
@@ -83,7 +84,11 @@ def write_tar(
 
 
 def write_index(
-    folder: Path, entries: Sequence[TarEntry], *, fingerprint: str, masks: MaskForm = "atoms"
+    folder: Path | Place,
+    entries: Sequence[TarEntry],
+    *,
+    fingerprint: str,
+    masks: MaskForm = "atoms",
 ) -> None:
     """Write the index; `fingerprint` is that of the store the tars hold."""
     index = {
@@ -93,9 +98,13 @@ def write_index(
         "shards": [entry.to_json() for entry in entries],
     }
     content = json.dumps(index, indent=1).encode() + b"\n"
-    file = folder / INDEX
-    if not file.is_file() or file.read_bytes() != content:
-        write_bytes(file, content)
+    place = open_place(folder)
+    try:
+        is_there = place.read(INDEX) == content
+    except FileNotFoundError:
+        is_there = False
+    if not is_there:
+        place.write(INDEX, content)
 
 
 def read_index(folder: Path) -> list[TarEntry]:
