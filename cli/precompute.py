@@ -108,6 +108,7 @@ def command(  # one argument per option
         --masks blurred --source degraded
     samprior precompute --dataset rain --root Rain13K --split train --out stores/rain \\
         --masks restored --source restored/rain
+    samprior precompute --dataset rain --root Rain13K --split train --out s3://bucket/stores/rain
 
     Training and the other commands take a store. Tars are for training programs of your own; they
     are those that `samprior export` would write.

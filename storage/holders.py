@@ -102,6 +102,11 @@ class Holder:
         """Whether it surely has ended; that can be told only of one that is here."""
         return self.is_here and bool(self.process) and _start_of(str(self.pid)) != self.process
 
+    @property
+    def is_this_process(self) -> bool:
+        """Whether it is, or was, a holding of this very process."""
+        return self.is_here and (self.pid, self.process) == (os.getpid(), _start_of("self") or "")
+
 
 def _machine() -> str:
     """Where the system doesn't tell, the name of the host has to do."""

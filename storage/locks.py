@@ -17,12 +17,10 @@ What is guaranteed:
 
 What isn't: between these two moments two may write at once. So may two machines that share a folder
 on which neither sees the other's flock, and that begin in the same moment: the one whose name was
-overwritten stops after a beat. Shards are written whole and of the same content by whoever writes
-them, and each is checked by its receipt, so what can be hurt then is found by `samprior verify`.
+overwritten stops after a beat. Files appear whole, and a shard has a receipt with digests, so what
+two writers can have mixed then is found by `samprior verify`.
 """
 
-import errno
-import fcntl
 import logging
 import os
 import threading
@@ -30,17 +28,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
-from samprior.storage.errors import BusyError, StoreError
-from samprior.storage.holders import MAX_BYTES, UNKNOWN, Holder
+from samprior.storage.errors import BusyError
+from samprior.storage.holders import Holder
+from samprior.storage.lock_cells import LOCK as LOCK
+from samprior.storage.lock_cells import OURS, Cell, FileCell, ObjectCell, busy, lock_file, named
 
 if TYPE_CHECKING:
     from samprior.storage.places import Place
-    from samprior.storage.remote import RemoteFolder, Version
-
-LOCK = ".lock"
-"""File of a folder that its only writer holds locked."""
+    from samprior.storage.remote import Version
 
 BEAT_S = 20.0
 """How often a holder says that it lives."""
@@ -51,37 +48,15 @@ STALE_S = 120.0
 _LOOKS = 24
 """How often the file is looked at meanwhile."""
 
-_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
-
 _log = logging.getLogger(__name__)
 
 V = TypeVar("V")
 
 
-class _Cell(Protocol[V]):
-    """The content of a lock's file, changed only from what it is known to be."""
-
-    @property
-    def where(self) -> str:
-        """The folder, for messages."""
-
-    def read(self) -> tuple[bytes, V]:
-        """The content, and what `swap` takes as its version; no content if nobody holds it."""
-
-    def swap(self, content: bytes, expected: V) -> V | None:
-        """Write, if the version is still the one expected: the new version, or None."""
-
-    def clear(self) -> None:
-        """Leave no content."""
-
-    def is_left(self, holder: Holder) -> bool:
-        """Whether a holder surely has ended."""
-
-
 class Hold(Generic[V]):
     """A lock that this process holds."""
 
-    def __init__(self, cell: _Cell[V], me: Holder, version: V) -> None:
+    def __init__(self, cell: Cell[V], me: Holder, version: V) -> None:
         self._cell, self._me, self._version = cell, me, version
         self._since = time.monotonic()
         self._ended = threading.Event()
@@ -109,6 +84,7 @@ class Hold(Generic[V]):
             yield
         finally:
             self._ended.set()
+            OURS.discard(self._me.token)
             # Of a forked process, this is another one's lock, and the thread isn't there.
             if os.getpid() == self._me.pid:
                 thread.join(timeout=beat_s)
@@ -131,7 +107,7 @@ class Hold(Generic[V]):
             content, version = self._cell.read()
             # It may be ours all the same: of a beat that was written, and whose answer was lost.
             if not self._is_mine(content):
-                self._new_holder = _named(content) if content else "its file was removed"
+                self._new_holder = named(content) if content else "its file was removed"
                 return
         self._version = version
 
@@ -159,8 +135,8 @@ def only_writer(
     # The file is never removed: a third process could lock a new one while a second holds the old.
     descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        cell = _FileCell(folder)
-        _flock(descriptor, cell)
+        cell = FileCell(folder)
+        lock_file(descriptor, cell)
         hold = _taken(cell, STALE_S if stale_s is None else stale_s)
         with hold.beating(BEAT_S if beat_s is None else beat_s):
             yield hold
@@ -188,7 +164,7 @@ def only_writer_of(
     from samprior.storage.remote import RemoteFolder
 
     assert isinstance(place, RemoteFolder)
-    cell = _ObjectCell(place)
+    cell = ObjectCell(place)
     hold = _taken(cell, STALE_S if stale_s is None else stale_s)
     with hold.beating(BEAT_S if beat_s is None else beat_s):
         cell.require_conditions()
@@ -204,24 +180,34 @@ def holder_of(place: "Place") -> Holder | None:
         return None
 
 
-def _taken(cell: _Cell[V], stale_s: float) -> Hold[V]:
+def _taken(cell: Cell[V], stale_s: float) -> Hold[V]:
     """Take the lock, or raise BusyError."""
     content, version = cell.read()
     holder = Holder.from_json(content)
     if content and not (holder and cell.is_left(holder)):
         version = _watched(cell, content, stale_s)
     me = Holder.this()
-    taken = cell.swap(me.to_json(), version)
-    if taken is None:
-        content, taken = cell.read()
+    OURS.add(me.token)
+    try:
+        return Hold(cell, me, _written(cell, me, version))
+    except BaseException:
+        OURS.discard(me.token)
+        raise
+
+
+def _written(cell: Cell[V], me: Holder, expected: V) -> V:
+    """Write who holds a free lock; its version then."""
+    version = cell.swap(me.to_json(), expected)
+    if version is None:
+        content, version = cell.read()
         now = Holder.from_json(content)
         # It may be ours all the same: if the first answer was lost, the second attempt is refused.
         if now is None or now.token != me.token:
-            raise _busy(cell.where, content)
-    return Hold(cell, me, taken)
+            raise busy(cell.where, content)
+    return version
 
 
-def _watched(cell: _Cell[V], seen: bytes, stale_s: float) -> V:
+def _watched(cell: Cell[V], seen: bytes, stale_s: float) -> V:
     """Watch a lock that nobody has renewed until it counts as left; its version then.
 
     Raises:
@@ -229,12 +215,12 @@ def _watched(cell: _Cell[V], seen: bytes, stale_s: float) -> V:
     """
     holder = Holder.from_json(seen)
     if holder is not None and holder.is_here and holder.process:
-        raise _busy(cell.where, seen)
+        raise busy(cell.where, seen)
     _log.warning(
         "%s has the lock of another machine or container (%s); waiting up to %.0f s to see "
         "whether it is still held",
         cell.where,
-        _named(seen),
+        named(seen),
         stale_s,
     )
     until = time.monotonic() + stale_s
@@ -243,94 +229,7 @@ def _watched(cell: _Cell[V], seen: bytes, stale_s: float) -> V:
         is_last = time.monotonic() >= until
         content, version = cell.read()
         if content != seen and content:
-            raise _busy(cell.where, content)
+            raise busy(cell.where, content)
         if is_last or not content:
             return version
         time.sleep(max(0.0, min(stale_s / _LOOKS, until - time.monotonic())))
-
-
-def _named(content: bytes) -> str:
-    return str(Holder.from_json(content) or UNKNOWN)
-
-
-def _busy(where: str, content: bytes) -> BusyError:
-    return BusyError(f"another process writes to {where} ({_named(content)}); wait until it ends")
-
-
-class _FileCell:
-    """`.lock` of a folder, whose flock this process holds. Its version is its content.
-
-    It is opened anew each time: only that makes a client of NFS ask the server. Swapping is not
-    atomic among machines, and need not be where they see each other's flock.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.where = str(folder)
-        self._file = folder / LOCK
-
-    def read(self) -> tuple[bytes, bytes]:
-        with self._file.open("rb") as stream:
-            content = stream.read(MAX_BYTES)
-        return content, content
-
-    def swap(self, content: bytes, expected: bytes) -> bytes | None:
-        if self.read()[0] != expected:
-            return None
-        # In place, as the flock is that of this very file; in one write, as others read it.
-        with self._file.open("r+b", buffering=0) as stream:
-            stream.write(content)
-            stream.truncate(len(content))
-        return content
-
-    def clear(self) -> None:
-        os.truncate(self._file, 0)
-
-    def is_left(self, holder: Holder) -> bool:
-        # Here flock tells: it is ours now.
-        return holder.is_here
-
-
-class _ObjectCell:
-    """`.lock` of a folder in an object store; there only while it is held."""
-
-    def __init__(self, place: "RemoteFolder") -> None:
-        self.where = place.url
-        self._place = place
-
-    def read(self) -> tuple[bytes, "Version | None"]:
-        try:
-            return self._place.read_version(LOCK)
-        except FileNotFoundError:
-            return b"", None
-
-    def swap(self, content: bytes, expected: "Version | None") -> "Version | None":
-        return self._place.swap(LOCK, content, expected)
-
-    def clear(self) -> None:
-        self._place.remove(LOCK)
-
-    def is_left(self, holder: Holder) -> bool:
-        return holder.is_gone
-
-    def require_conditions(self) -> None:
-        """Raise StoreError if the server makes an object that is there already."""
-        content, _ = self.read()
-        if content and self._place.swap(LOCK, content, None) is not None:
-            raise StoreError(
-                f"the server of {self.where} ignores conditions of writing (If-None-Match), "
-                "without which two jobs could write at once; write to a folder, and copy that"
-            )
-
-
-def _flock(descriptor: int, cell: _FileCell) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise _busy(cell.where, cell.read()[0]) from None
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-        raise StoreError(
-            f"{cell.where} lies on a file system without locks ({error.strerror}); mount it with "
-            "locks, or choose another folder"
-        ) from error

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from samprior.storage import locks
+from samprior.storage import lock_cells
 from samprior.storage.errors import BusyError, StoreError, UnreachableError
 from samprior.storage.files import only_writer
 from samprior.storage.holders import Holder
@@ -161,9 +161,9 @@ def test_a_forked_process_does_not_give_it_back(tmp_path: Path) -> None:
 
 def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_locks(*_: object) -> None:
-        raise OSError(locks.errno.ENOLCK, "No locks available")
+        raise OSError(lock_cells.errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(locks.fcntl, "flock", no_locks)
+    monkeypatch.setattr(lock_cells.fcntl, "flock", no_locks)
     with pytest.raises(StoreError, match="without locks"), only_writer(tmp_path):
         pass
 
@@ -289,7 +289,7 @@ def test_a_holder_whose_lock_was_removed_stops(bucket_url: str) -> None:
 
 
 def test_a_beat_that_fails_is_no_loss(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    cell: Any = locks._ObjectCell if place.local is None else locks._FileCell
+    cell: Any = lock_cells.ObjectCell if place.local is None else lock_cells.FileCell
     swap = cell.swap
     failures = []
 
