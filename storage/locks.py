@@ -107,7 +107,8 @@ class Hold(Generic[V]):
             content, version = self._cell.read()
             # It may be ours all the same: of a beat that was written, and whose answer was lost.
             if not self._is_mine(content):
-                self._new_holder = named(content) if content else "its file was removed"
+                if not self._ended.is_set():  # else it was given back while this beat hung
+                    self._new_holder = named(content) if content else "its file was removed"
                 return
         self._version = version
 
