@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from samprior.cli.options import PathOption
+from samprior.cli.options import PathOrUrlOption
 from samprior.cli.progress import progress
 
 if TYPE_CHECKING:
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 @click.command("verify")
-@click.argument("store", type=PathOption)
+@click.argument("store", type=PathOrUrlOption)
 @click.option("--repair", is_flag=True, help="Remove what is broken, so that it can be made anew.")
 @click.option("--seed", default=0, show_default=True, help="Chooses the images to decode.")
-def command(store: Path, repair: bool, seed: int) -> None:
+def command(store: Path | str, repair: bool, seed: int) -> None:
     """Check every byte of a store against its receipts and decode an image of each shard.
 
     \b

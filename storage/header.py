@@ -32,6 +32,9 @@ belongs to."""
 HEADER_COPY = "header-copy.json"
 """File below a store's folder that has the header once more: a repair finds it there."""
 
+JOB = "job.json"
+"""File below a store's folder that says which command made it; only that command reads it."""
+
 MAX_SHARDS = 10**7
 """More are taken for damage: 320 million images in shards of 32."""
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Self
 
 from samprior.storage.errors import StoreError, UnreachableError
-from samprior.storage.files import sha256_of, write_bytes
+from samprior.storage.files import sha256_of
 from samprior.storage.header import Header as Header
 from samprior.storage.header import Json as Json
 from samprior.storage.header import canonical_json as canonical_json
@@ -132,12 +132,17 @@ def receipt_file(root: Path, shard: int) -> Path:
     return root / receipt_name(shard)
 
 
+def receipt_name(shard: int) -> str:
+    """The same, below the store's folder."""
+    return f"receipts/{shard:06d}.json"
+
+
 def receipt_files(root: Path) -> dict[int, Path]:
     """The receipts that are there, by shard, in order; files of other names are none."""
     return {shard: receipt_file(root, shard) for shard in receipt_shards(open_place(root))}
 
 
-def write_header(root: Path, header: Header) -> None:
+def write_header(root: Path | Place, header: Header) -> None:
     """Make the empty store: the root group with its header, and the group of the shards.
 
     Writing it again over itself changes nothing.
@@ -145,17 +150,17 @@ def write_header(root: Path, header: Header) -> None:
     write_header_files(root, store_files(header))
 
 
-def write_header_files(root: Path, files: Mapping[str, bytes]) -> None:
+def write_header_files(root: Path | Place, files: Mapping[str, bytes]) -> None:
     """Write the files that say what a folder holds, of which the first is read.
 
     It is written first where there is none, for it makes the folder a store; where it is replaced
     it comes last, so that a job that was killed between them sees that it has to write them again.
     """
-    names = list(files)
-    if (root / names[0]).exists():
+    place, names = open_place(root), list(files)
+    if names[0] in place.names():
         names.reverse()
     for name in names:
-        write_bytes(root / name, files[name])
+        place.write(name, files[name])
 
 
 def read_header(root: Path | Place) -> Header:
@@ -181,9 +186,9 @@ def read_header(root: Path | Place) -> Header:
     return Header.from_record(record, origin=file)
 
 
-def write_receipt(root: Path, receipt: Receipt) -> None:
+def write_receipt(root: Path | Place, receipt: Receipt) -> None:
     """Write a receipt: from here on its shard counts."""
-    write_bytes(receipt_file(root, receipt.shard), receipt.to_json())
+    open_place(root).write(receipt_name(receipt.shard), receipt.to_json())
 
 
 def read_receipts(root: Path | Place) -> dict[int, Receipt]:
@@ -249,11 +254,6 @@ def receipt_shards(place: Place) -> list[int]:
     )
 
 
-def receipt_name(shard: int) -> str:
-    """Where a shard's receipt lies, below the store's folder."""
-    return f"receipts/{shard:06d}.json"
-
-
 def digests_of(folder: Path) -> tuple[dict[str, str], int]:
     """Hex SHA-256 of every file below `folder` by relative path, and their bytes in all."""
     files = sorted(file for file in folder.rglob("*") if file.is_file())
@@ -269,11 +269,12 @@ def _count(value: object, *, least: int = 0) -> int:
 
 
 def _size(value: object) -> tuple[int, int]:
-    height, width = value if isinstance(value, list) else ()
-    size = _count(height, least=1), _count(width, least=1)
-    if size[0] * size[1] > MAX_IMAGE_PIXELS:
+    if not isinstance(value, list) or len(value) != 2:
+        raise ValueError(f"{value!r:.80} is no height and width")
+    height, width = (_count(side, least=1) for side in value)
+    if height * width > MAX_IMAGE_PIXELS:
         raise ValueError(f"an image of {width}x{height} is larger than any")
-    return size
+    return height, width
 
 
 def _text(value: object) -> str:

@@ -15,8 +15,9 @@ from typing import BinaryIO
 
 from samprior.storage.errors import StoreError, UsageError
 from samprior.storage.exports import check_keys
-from samprior.storage.files import staged_file, write_bytes
+from samprior.storage.files import staged_file
 from samprior.storage.manifest import Json
+from samprior.storage.places import Place, open_place
 from samprior.storage.samples import CLEAN, MaskForm, sample_of
 from samprior.storage.writer import Record
 
@@ -87,13 +88,21 @@ def write_tar(
 
 
 def write_index(
-    folder: Path, entries: Sequence[TarEntry], *, fingerprint: str, masks: MaskForm = "atoms"
+    folder: Path | Place,
+    entries: Sequence[TarEntry],
+    *,
+    fingerprint: str,
+    masks: MaskForm = "atoms",
 ) -> None:
     """Write the index; `fingerprint` is that of the store the tars hold."""
     content = index_json(entries, fingerprint=fingerprint, masks=masks)
-    file = folder / INDEX
-    if not file.is_file() or file.read_bytes() != content:
-        write_bytes(file, content)
+    place = open_place(folder)
+    try:
+        is_there = place.read(INDEX) == content
+    except FileNotFoundError:
+        is_there = False
+    if not is_there:
+        place.write(INDEX, content)
 
 
 def index_json(
@@ -131,7 +140,8 @@ def read_members(tar: Path | BinaryIO) -> Iterator[tuple[str, bytes]]:
                 last = member.offset
                 if content := members.extractfile(member) if member.isreg() else None:
                     yield member.name, content.read()
-                members.members = []  # what was read is not asked for again
+                # What was read is not asked for again; type checkers don't know of the list.
+                members.members = []  # type: ignore[attr-defined]
 
 
 def read_index(folder: Path) -> list[TarEntry]:

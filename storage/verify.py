@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from samprior.storage.errors import StoreError, UnreachableError, UsageError
-from samprior.storage.files import LOCK, is_draft, only_writer
+from samprior.storage.errors import StoreError, UnreachableError
+from samprior.storage.files import LOCK, is_draft
+from samprior.storage.locks import only_writer_of
 from samprior.storage.mask_sets import FOLDER, is_name, set_name
 from samprior.storage.places import Place, open_place
 from samprior.storage.verify_checks import Check, StoreCheck, TarCheck, Verification
@@ -45,8 +46,6 @@ def verify_store(
         BusyError: with `repair`, while a job writes to the store or to a mask set.
     """
     place = open_place(where)
-    if repair and place.local is None:
-        raise UsageError(f"{place.url} is in an object store; --repair works on folders")
     metadata = read_metadata(place)
     store = (TarCheck if metadata.is_tars else StoreCheck)(place, metadata)
     checks = [store, *_mask_sets(store)]
@@ -59,7 +58,7 @@ def verify_store(
 
     rng = np.random.default_rng(seed)
     for check in checks:
-        with only_writer(Path(check.place.url)) if repair else nullcontext():
+        with only_writer_of(check.place) if repair else nullcontext():
             check.run(rng, advance)
             if repair:
                 check.repair()

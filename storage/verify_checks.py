@@ -8,14 +8,14 @@ import numpy as np
 from samprior.storage.errors import StoreError, UnreachableError
 from samprior.storage.files import LOCK, is_draft
 from samprior.storage.growth import LISTING
-from samprior.storage.header import HEADER_COPY
+from samprior.storage.header import HEADER_COPY, JOB
 from samprior.storage.manifest import Receipt, receipt_name, receipt_shards, shard_name
 from samprior.storage.mask_sets import FOLDER
 from samprior.storage.places import Place, joined
 from samprior.storage.references import picture_problems, resolved_root
 from samprior.storage.tar_job import HEADER, tar_entry
 from samprior.storage.tars import INDEX, TarEntry, index_json, tar_name
-from samprior.storage.verify_metadata import Listing, Metadata, has_listing
+from samprior.storage.verify_metadata import Listing, Metadata, check_job, has_listing
 from samprior.storage.verify_shards import misfits, plan_problems, shard_problems, whole_receipt
 from samprior.storage.verify_tars import tar_problems
 
@@ -97,6 +97,7 @@ class Check:
                 origin = joined(self.place.url, receipt_name(shard))
                 self.found.broken[shard] = [f"{origin} is no shard of the plan"]
         self._listing.check(self._metadata)
+        check_job(self.place, self._metadata)
         for folder, names in self._known(shards).items():
             self._check_names(folder, names)
 
@@ -179,7 +180,7 @@ class StoreCheck(Check):
     """One pass over a zarr store, or over the mask set of the store of `parent`."""
 
     def _known(self, shards: set[int]) -> dict[str, set[str]]:
-        root = {"zarr.json", HEADER_COPY, "shards", "receipts", LOCK}
+        root = {"zarr.json", HEADER_COPY, JOB, "shards", "receipts", LOCK}
         if self.parent is None:
             root.add(FOLDER)
         if has_listing(self.header):
@@ -223,7 +224,7 @@ class TarCheck(Check):
         return not self.found.broken and self.found.num_shards == self.header.num_shards
 
     def _known(self, shards: set[int]) -> dict[str, set[str]]:
-        root = {HEADER, HEADER_COPY, INDEX, "receipts", LOCK}
+        root = {HEADER, HEADER_COPY, JOB, INDEX, "receipts", LOCK}
         return {"": root | set(map(tar_name, shards))} | super()._known(shards)
 
     def _data_of(self, shard: int) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from samprior.storage.errors import StoreError
 from samprior.storage.growth import LISTING, Parts, cut, listing_json, listing_sha256
-from samprior.storage.header import HEADER_COPY, Header, readable_json, store_files
+from samprior.storage.header import HEADER_COPY, JOB, Header, digest, readable_json, store_files
 from samprior.storage.manifest import DAMAGES, Receipt
 from samprior.storage.places import Place, joined
 from samprior.storage.tar_job import HEADER as TAR_HEADER
@@ -166,6 +166,23 @@ class Listing:
                 f"{joined(self.place.url, LISTING)} is damaged, and can't be made again while "
                 "receipts are missing; put it back from a copy, or make the store anew"
             )
+
+
+def check_job(place: Place, found: Metadata) -> None:
+    """Note a `job.json` that is there and was altered; the same command writes it again."""
+    content = content_of(place, JOB)
+    if content is None:
+        return
+    try:
+        record = json.loads(content)
+        fits = record.pop("sha256") == digest(record) and is_as_written(content)
+    except DAMAGES:
+        fits = False
+    if not fits:
+        found.problems.append(
+            f"{joined(place.url, JOB)} has another content than was written; run the same "
+            "`samprior precompute` again, which writes it"
+        )
 
 
 def has_listing(header: Header) -> bool:

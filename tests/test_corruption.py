@@ -20,7 +20,7 @@ from samprior.storage import MaskSet
 from samprior.storage.files import LOCK
 from samprior.storage.images import Rgb, write_png
 from samprior.storage.manifest import digests_of
-from samprior.storage.places import LocalFolder
+from samprior.storage.places import LocalFolder, open_place
 from samprior.storage.verify import Verification, verify_store
 from samprior.storage.verify_metadata import read_metadata
 
@@ -81,7 +81,7 @@ def pictures(folder: Path, *names: str) -> Dataset:
     return find_dataset("folder", folder, **patterns)
 
 
-def job(dataset: Dataset, root: Path, **more: Any) -> None:  # noqa: ANN401
+def job(dataset: Dataset, root: Path | str, **more: Any) -> None:  # noqa: ANN401
     precompute(dataset, root, Halves(), workers=0, **{"images_per_shard": 2, **more})
 
 
@@ -184,3 +184,31 @@ def test_every_bit_of_the_header_counts(folder: Folder) -> None:
             assert found.header == header
             assert list(found.rewrites.values()) == [content]
         file.write_bytes(content)
+
+
+@pytest.mark.parametrize("form", ["zarr", "webdataset"])
+def test_in_a_bucket_too(
+    form: str, tmp_path: Path, bucket_url: str, rng: np.random.Generator
+) -> None:
+    dataset = pictures(tmp_path / "data", "a", "b", "c")
+    place = open_place(bucket_url)
+
+    def content() -> dict[str, bytes]:
+        return {name: place.read(name) for name in place.sizes() if not name.endswith(LOCK)}
+
+    job(dataset, bucket_url, form=form)
+    whole = content()
+    data = "shards/000001/clean/c/0/0/0/0" if form == "zarr" else "000001.tar"
+    first = "zarr.json" if form == "zarr" else "header.json"
+    for name in (data, first, "receipts/000000.json"):
+        place.write(name, flipped(whole[name], rng))
+        found = verify_store(bucket_url)
+        assert any(f"{bucket_url}/{name}" in line for line in found.lines())
+        verify_store(bucket_url, repair=True)
+        job(dataset, bucket_url, form=form)
+        assert content() == whole
+    left = "shards/000007/clean/zarr.json" if form == "zarr" else "000007.tar"
+    place.write(left, b"left")
+    assert verify_store(bucket_url, repair=True).leftovers == ["/".join(left.split("/")[:2])]
+    assert content() == whole
+    assert verify_store(bucket_url).ok

@@ -15,7 +15,7 @@ from samprior.storage import MaskStore
 from samprior.storage.errors import StoreError, UnreachableError
 from samprior.storage.files import LOCK, STAGED_SUFFIX
 from samprior.storage.growth import listing_sha256
-from samprior.storage.header import HEADER_COPY
+from samprior.storage.header import HEADER_COPY, JOB, digest, readable_json
 from samprior.storage.manifest import (
     Header,
     digests_of,
@@ -364,3 +364,17 @@ def test_what_the_machine_lacks_is_no_damage(root: Path, monkeypatch: pytest.Mon
     assert len(read_receipts(root)) == 3
     fail(errno.EIO)  # a sector that can't be read any more is damage
     assert list(verify_store(root).broken) == [0, 1, 2]
+
+
+def test_the_record_of_the_command_is_checked(root: Path) -> None:
+    """Only the same command can write it again."""
+    record = {"command": "precompute", "root": "/data", "settings": ["a=1e-05"]}
+    content = readable_json({**record, "sha256": digest(record)})
+    (root / JOB).write_bytes(content)
+    assert verify_store(root).ok
+    for damaged in (content.replace(b"/data", b"/dat`"), content.replace(b": ", b":  ", 1), b"{"):
+        (root / JOB).write_bytes(damaged)
+        found = verify_store(root, repair=True)
+        assert not found.ok
+        assert not found.mendable
+        assert f"{root / JOB} has another content" in found.metadata[0]
