@@ -32,6 +32,22 @@ class _LocalPath(click.Path):
 PathOption = _LocalPath(path_type=Path)
 
 
+class _PathOrUrl(click.Path):
+    """A path, or the URL of a folder in an object store as it was given."""
+
+    def convert(
+        self,
+        value: "str | os.PathLike[str]",
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> "str | bytes | os.PathLike[str]":
+        """Turn a word of the command line into a path, unless it is a URL."""
+        return value if "://" in str(value) else super().convert(value, param, ctx)
+
+
+PathOrUrlOption = _PathOrUrl(path_type=Path)
+
+
 def dataset_options(function: "F") -> "F":
     """--dataset, --root, --split and the patterns of free layouts."""
     split = click.option("--split", help="train or test, where the layout has splits.")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from samprior.cli.options import PathOption, dataset_options, open_dataset
+from samprior.cli.options import PathOption, PathOrUrlOption, dataset_options, open_dataset
 from samprior.cli.progress import progress
 
 if TYPE_CHECKING:
@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 
 @click.command("precompute", short_help="Segment a dataset once and keep all masks.")
 @dataset_options
-@click.option("--out", required=True, type=PathOption, help="The store's folder.")
+@click.option(
+    "--out",
+    required=True,
+    type=PathOrUrlOption,
+    help="The store's folder, or its s3:// or gs:// URL.",
+)
 @click.option(
     "--format",
     "form",
@@ -69,7 +74,7 @@ def command(  # one argument per option
     variant: str | None,
     degraded_pattern: str | None,
     clean_pattern: str | None,
-    out: Path,
+    out: Path | str,
     form: Literal["zarr", "webdataset"],
     segmenter: str,
     model: str | None,
@@ -103,6 +108,7 @@ def command(  # one argument per option
         --masks blurred --source degraded
     samprior precompute --dataset rain --root Rain13K --split train --out stores/rain \\
         --masks restored --source restored/rain
+    samprior precompute --dataset rain --root Rain13K --split train --out s3://bucket/stores/rain
 
     Training and the other commands take a store. Tars are for training programs of your own; they
     are those that `samprior export` would write.
@@ -128,7 +134,7 @@ def command(  # one argument per option
         "images_per_shard": images_per_shard,
     }
     if dry_run:
-        _dry_run(plan_target(found, out, maker, **wanted), maker, side)
+        _dry_run(plan_target(found, out, maker, **wanted), maker, side, out=out)
         return
     with progress(f"segmenting ({segmenter})", "image") as advance:
         result = precompute(found, out, maker, **wanted, workers=workers, progress=advance)
@@ -192,14 +198,14 @@ def report(
         raise click.exceptions.Exit(1)
 
 
-def _dry_run(target: "Target", maker: "Segmented", source: "Source") -> None:
+def _dry_run(target: "Target", maker: "Segmented", source: "Source", *, out: Path | str) -> None:
     from samprior.pipeline.job import estimate
     from samprior.storage.survey import counted
 
     left = target.left()
     num_images = sum(len(shard.pairs) for shard in left)
     if not num_images:
-        click.echo(f"{target.out} is finished: nothing to do")
+        click.echo(f"{out} is finished: nothing to do")
         return
     guess = estimate(left, maker, source=source, paired=True, form=target.form)
     total_s = guess.seconds_per_image * num_images

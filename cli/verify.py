@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from samprior.cli.options import PathOption
+from samprior.cli.options import PathOrUrlOption
 from samprior.cli.progress import progress
 
 if TYPE_CHECKING:
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 @click.command("verify")
-@click.argument("store", type=PathOption)
+@click.argument("store", type=PathOrUrlOption)
 @click.option("--repair", is_flag=True, help="Remove what is broken, so that it can be made anew.")
 @click.option("--seed", default=0, show_default=True, help="Chooses the images to decode.")
-def command(store: Path, repair: bool, seed: int) -> None:
+def command(store: Path | str, repair: bool, seed: int) -> None:
     """Check every byte of a store against its receipts and decode an image of each shard.
 
     \b
@@ -31,6 +31,9 @@ def command(store: Path, repair: bool, seed: int) -> None:
     for name, of_set in found.mask_sets.items():
         _print(f"{store}, masks {name}", of_set)
     if found.ok:
+        return
+    if repair and found.mendable:
+        click.echo("the store is whole again")
         return
     done = "removed what was broken; now run" if repair else "run it with --repair, then"
     click.echo(
@@ -47,10 +50,5 @@ def _print(name: str, found: "Verification") -> None:
         f"{counted(found.num_images, 'image')}, {counted(found.num_masks, 'mask')}, "
         f"{found.stored_bytes / 1e6:.1f} MB, {len(found.quarantined)} quarantined"
     )
-    for shard, problems in found.broken.items():
-        for problem in problems:
-            click.echo(f"  shard {shard}: {problem}", err=True)
-    for problem in found.pictures:
-        click.echo(f"  {problem}", err=True)
-    for leftover in found.leftovers:
-        click.echo(f"  leftover of a killed writer: {leftover}", err=True)
+    for line in found.lines():
+        click.echo(f"  {line}", err=True)

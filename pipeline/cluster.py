@@ -8,7 +8,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -26,6 +25,7 @@ from samprior.pipeline.ray_session import first_line, ray_session
 from samprior.pipeline.worker import MaskMaker, ShardWorker
 from samprior.storage.errors import SampriorError, StoreError, UsageError
 from samprior.storage.manifest import Receipt
+from samprior.storage.places import Place
 
 if TYPE_CHECKING:
     from samprior.pipeline.job import Progress
@@ -44,7 +44,7 @@ _LOST = (RayActorError, OutOfMemoryError, WorkerCrashedError)
 
 def run_on_ray(
     todo: Sequence[ShardPlan],
-    target: tuple[Path, MaskMaker],
+    target: tuple[Place, MaskMaker],
     arguments: dict[str, Any],
     workers: int,
     gpus_per_worker: float,
@@ -74,7 +74,7 @@ def run_on_ray(
             max_task_retries=0,
             max_concurrency=2,
         )
-        root, maker = target[0].resolve(), target[1]
+        root, maker = target
         num_threads = max(1, int(cpus // workers))
         pool = _Pool(
             lambda: remote.remote(root, maker, num_threads=num_threads, **arguments),

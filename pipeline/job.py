@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,11 @@ from samprior.pipeline.forms import ZARR, Form
 from samprior.pipeline.plan import ShardPlan, Source, keys_of, pending
 from samprior.pipeline.worker import MaskMaker, MasksOf, ShardWorker, inputs_of
 from samprior.storage.errors import ImageError, StoreError
-from samprior.storage.files import LOCK, STAGED_SUFFIX, only_writer, remove_drafts
+from samprior.storage.files import LOCK, STAGED_SUFFIX, remove_drafts
 from samprior.storage.growth import cut, is_grown, write_listing
+from samprior.storage.locks import Hold, only_writer_of
 from samprior.storage.manifest import Header
+from samprior.storage.places import LocalFolder, Place, is_file, open_place
 
 __all__ = [
     "Estimate",
@@ -53,7 +55,7 @@ class JobResult:
 
 
 def run_job(
-    out: Path,
+    out: Path | str | Place,
     plan: Sequence[ShardPlan],
     header: Header,
     maker: MaskMaker,
@@ -68,7 +70,7 @@ def run_job(
     """Bring the store at `out` to the state the plan describes; finished shards are kept.
 
     Args:
-        out: the folder of the store or of its tars, made if missing.
+        out: the folder of the store or of its tars, made if missing; or its URL, s3:// or gs://.
         plan: all shards of the store.
         header: what the store is made of; must be that of an existing store at `out`, or with
             `append` add parts to it.
@@ -82,15 +84,19 @@ def run_job(
 
     Raises:
         StoreError: `out` holds something else, or shards were given up.
-        BusyError: another job writes to it.
+        BusyError: another job writes to it, or took it over while this one stood still.
+        UnreachableError: an object store didn't answer, or refused.
     """
     form.check_keys(keys_of(plan))
-    _refuse_strangers(out, form)
-    with only_writer(out):
-        _claim(out, header, keys_of(plan), form, append=append)
-        for folder in (out, out / "shards", out / "receipts"):
-            remove_drafts(folder)
-        todo = pending(plan, form.read_receipts(out), partial(inputs_of, maker))
+    place = open_place(out)
+    _refuse_strangers(place, form)
+    with only_writer_of(place) as hold:
+        _claim(place, header, keys_of(plan), form, append=append)
+        if place.local is not None:
+            for folder in (place.local, place.local / "shards", place.local / "receipts"):
+                remove_drafts(folder)
+        todo = pending(plan, form.read_receipts(place), partial(inputs_of, maker))
+        advance = _while_held(hold, progress)
         arguments: dict[str, Any] = {
             "source": source,
             "paired": header.paired,
@@ -99,11 +105,14 @@ def run_job(
         if todo and workers:
             from samprior.pipeline.cluster import run_on_ray
 
-            run_on_ray(todo, (out, maker), arguments, workers, gpus_per_worker, progress)
+            # Workers may have another working folder.
+            root = place if place.local is None else LocalFolder(place.local.resolve())
+            run_on_ray(todo, (root, maker), arguments, workers, gpus_per_worker, advance)
         elif todo:
-            _run_here(todo, ShardWorker(out, maker, **arguments), progress)
-        receipts = form.read_receipts(out)
-        form.finish(out, header, receipts)
+            _run_here(todo, ShardWorker(place, maker, **arguments), advance)
+        hold.check()
+        receipts = form.read_receipts(place)
+        form.finish(place, header, receipts)
     return JobResult(
         num_images=sum(len(receipt.keys) for receipt in receipts.values()),
         shards_written=len(todo),
@@ -157,31 +166,41 @@ def estimate(
     )
 
 
-def _run_here(todo: Sequence[ShardPlan], worker: ShardWorker, progress: Progress | None) -> None:
+def _while_held(hold: Hold[Any], progress: Progress | None) -> Progress:
+    """`progress` that also raises BusyError when the lock was taken over."""
+
+    def advance(done: int, total: int) -> None:
+        hold.check()
+        if progress:
+            progress(done, total)
+
+    return advance
+
+
+def _run_here(todo: Sequence[ShardPlan], worker: ShardWorker, progress: Progress) -> None:
     num_images = sum(len(shard.pairs) for shard in todo)
     done = count(1)
-    if progress:
-        worker.on_image = lambda: progress(next(done), num_images)
+    worker.on_image = lambda: progress(next(done), num_images)
     for shard in todo:
         worker.write(shard)
 
 
-def _claim(out: Path, header: Header, keys: Sequence[str], form: Form, *, append: bool) -> None:
-    """Make the store, or make sure that the one at `out` is the plan's.
+def _claim(place: Place, header: Header, keys: Sequence[str], form: Form, *, append: bool) -> None:
+    """Make the store, or make sure that the one at `place` is the plan's.
 
     A store in which no shard was ever finished holds nothing that could be of another kind.
     """
-    is_there = [(out / name).exists() for name in form.header_files]
-    if is_there[0] and any((out / "receipts").glob("*.json")):
-        _require_same(out, form.read_header(out), header, keys, append=append)
-    if not all(is_there) or form.read_header(out) != header:
+    is_there = [is_file(place, name) for name in form.header_files]
+    if is_there[0] and any(name.endswith(".json") for name in place.names("receipts")):
+        _require_same(place.url, form.read_header(place), header, keys, append=append)
+    if not all(is_there) or form.read_header(place) != header:
         if header.appended and header.images != "parent":
-            write_listing(out, cut(keys, header.parts))
-        form.write_header(out, header)
+            write_listing(place, cut(keys, header.parts))
+        form.write_header(place, header)
 
 
 def _require_same(
-    out: Path, found: Header, header: Header, keys: Sequence[str], *, append: bool
+    out: str, found: Header, header: Header, keys: Sequence[str], *, append: bool
 ) -> None:
     """Raise StoreError unless the header found is the wanted one, or may become it."""
     if found.fingerprint == header.fingerprint:
@@ -203,14 +222,13 @@ def _require_same(
         raise StoreError(f"{out} lacks {counted(new, 'image')} of the plan; add them by --append")
 
 
-def _refuse_strangers(out: Path, form: Form) -> None:
-    """Raise StoreError if `out` holds anything but a store or what a killed job may have left."""
-    if (out / form.header_files[0]).exists():
-        form.read_header(out)  # refuses what others wrote
-        return
-    if not out.exists():
-        return
-    if not out.is_dir() or any(
-        path.suffix != STAGED_SUFFIX and path.name != LOCK for path in out.iterdir()
-    ):
-        raise StoreError(f"{out} exists and is no samprior {form.noun}; choose another --out")
+def _refuse_strangers(place: Place, form: Form) -> None:
+    """Raise StoreError if it holds anything but a store or what a killed job may have left."""
+    try:
+        names = place.names()
+    except NotADirectoryError:
+        names = [""]
+    if form.header_files[0] in names:
+        form.read_header(place)  # refuses what others wrote
+    elif any(PurePosixPath(name).suffix != STAGED_SUFFIX and name != LOCK for name in names):
+        raise StoreError(f"{place.url} exists and is no samprior {form.noun}; choose another --out")

@@ -16,7 +16,7 @@ from samprior.storage.mask_sets import MAIN
 
 def precompute(
     dataset: Dataset,
-    out: Path,
+    out: Path | str,
     maker: MaskMaker,
     *,
     form: str = "zarr",
@@ -32,7 +32,7 @@ def precompute(
 
     Args:
         dataset: from `find_dataset`.
-        out: the store's folder, made if missing.
+        out: the store's folder, made if missing; or its URL, s3:// or gs://.
         maker: from `segmenter_maker`, or an importer.
         form: "zarr", the store; or "webdataset", the tars that an export of it would write.
         source: the picture of each pair that is segmented; "folder" goes with a maker of
@@ -78,7 +78,7 @@ def precompute(
 
 def plan_target(
     dataset: Dataset,
-    out: Path,
+    out: Path | str,
     maker: MaskMaker,
     *,
     form: str,

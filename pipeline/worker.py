@@ -16,6 +16,7 @@ from samprior.storage.errors import ImageError, StoreError
 from samprior.storage.images import Rgb, read_rgb
 from samprior.storage.manifest import Inputs, Receipt
 from samprior.storage.masks import MaskSet
+from samprior.storage.places import Place
 from samprior.storage.writer import Record, write_shard
 
 T = TypeVar("T")
@@ -47,7 +48,7 @@ class ShardWriter(Protocol):
 
     def __call__(
         self,
-        root: Path,
+        root: Path | Place,
         shard: int,
         records: Sequence[Record],
         *,
@@ -85,7 +86,7 @@ class ShardWorker:
 
     def __init__(
         self,
-        root: Path,
+        root: Path | Place,
         maker: MaskMaker,
         *,
         source: Source,

@@ -3,10 +3,12 @@
 import importlib
 import os
 import sys
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
+from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
@@ -130,6 +132,30 @@ class MakeStore(Protocol):
         made_of: dict[str, Any] = ...,
         seed: int = ...,
     ) -> MaskStore: ...
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """Address of moto on loopback, a server that speaks S3; it has the bucket `bucket`."""
+    pytest.importorskip("obstore")
+    moto_server = pytest.importorskip("moto.server")
+    server = moto_server.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    urlopen(Request(f"http://{host}:{port}/bucket", method="PUT")).close()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket_url(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A new folder in that bucket; the environment names the server, as users name theirs."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "anyone")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "anything")
+    return f"s3://bucket/{uuid.uuid4().hex[:8]}"
 
 
 @pytest.fixture

@@ -358,6 +358,6 @@ def test_the_demo_runs_every_step(
 
 
 def test_a_url_where_a_folder_is_wanted_is_told(samprior: Samprior) -> None:
-    code, _, err = samprior("verify", "s3://bucket/store")
+    code, _, err = samprior("inspect", "s3://bucket/store")
     assert code == 2
     assert "s3://bucket/store is a URL, and this command works on folders" in err
