@@ -1,6 +1,7 @@
 """`samprior`: the list of commands. Each is imported only when it is used, so help is quick."""
 
 import importlib
+import signal
 import sys
 from importlib.metadata import version
 
@@ -68,7 +69,13 @@ def cli() -> None:
 def main() -> None:
     """Run the command line; a user's mistake becomes one line and its exit code."""
     try:
-        cli()
+        sys.exit(cli(standalone_mode=False))
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:
+        click.echo("samprior: interrupted", err=True)
+        sys.exit(128 + signal.SIGINT)
     except Exception as error:
         code = _exit_code(error)
         if code is None:

@@ -84,13 +84,14 @@ def ray_session(
     address = address or os.environ.get("RAY_ADDRESS") or None
     with _private_settings(address), _without_messages():
         try:
-            with _own_sigterm():
+            with _signals_wait():
                 _start_ray(address, advice)
             yield Session(is_private=address is None, is_ours=True)
         except RayError as error:
             raise StoreError(f"Ray failed ({first_line(error)}); {advice}") from error
         finally:
-            ray.shutdown()
+            with _signals_wait():
+                ray.shutdown()
 
 
 def first_line(error: Exception) -> str:
@@ -117,24 +118,33 @@ def _start_ray(address: str | None, advice: str) -> None:
 
 
 @contextmanager
-def _own_sigterm() -> Iterator[None]:
-    """Keep what this process does on SIGTERM, for which Ray has an idea of its own.
+def _signals_wait() -> Iterator[None]:
+    """Let SIGINT and SIGTERM wait until the block's end, while Ray starts or ends.
 
-    Ray's handler ends the process at once, with exit code 1 or 15. If it is called while Ray
-    starts, this process's own is called after it.
+    An exception in the middle of either crashes the process later. Ray sets handlers of its own for
+    SIGTERM, which end the process at once with exit code 1 or 15: they are not wanted.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    ours = signal.getsignal(signal.SIGTERM)
+    came: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    utils: Any = ray._private.utils
+    set_handler = utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda _: None
+    for number, handler in before.items():
+        if callable(handler):
+            signal.signal(number, lambda number, _: came.append(number))
     try:
         yield
-    except SystemExit:
-        if callable(ours):
-            ours(signal.SIGTERM, None)
-        raise
     finally:
-        signal.signal(signal.SIGTERM, ours)
+        utils.set_sigterm_handler = set_handler
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in came:
+            handler = before[signal.Signals(number)]
+            assert callable(handler)
+            handler(number, None)
 
 
 @contextmanager
