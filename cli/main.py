@@ -10,7 +10,8 @@ import click
 COMMANDS = {
     "precompute": ("precompute", "Segment a dataset once and keep all masks in a store."),
     "import-masks": ("import_masks", "Make a store of masks of amg.py, SA-1B or COCO."),
-    "verify": ("verify", "Check every byte of a store; --repair drops what is broken."),
+    "status": ("status", "Say how far a store is, and whether its job runs."),
+    "verify": ("verify", "Check every byte of a store; --repair makes what is broken again."),
     "migrate": ("migrate", "Copy a store of an older format to the present one."),
     "inspect": ("inspect", "Draw a store's masks as one HTML page."),
     "export": ("export", "Write a store as webdataset tars, COCO, SA-1B or PNG."),

@@ -7,6 +7,7 @@ joined, anew, and the pool goes on with what is left.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -15,6 +16,7 @@ from ray.exceptions import RayError
 from samprior.pipeline.crew import Crew
 from samprior.pipeline.events import Listener, WorkerLost
 from samprior.pipeline.folders import counted
+from samprior.pipeline.holding import wait_for_holders
 from samprior.pipeline.ledger import Ledger
 from samprior.pipeline.plan import ShardPlan
 from samprior.pipeline.pool import Pool, RayWorker, Tally
@@ -24,8 +26,8 @@ from samprior.storage.errors import StoreError, UsageError
 if TYPE_CHECKING:
     from samprior.pipeline.worker import MaskMaker
 
-MAX_NEW_RAYS = 5
-"""How often Ray is started anew in one run."""
+MAX_ENDS = 4
+"""How often Ray may end with no shard written in between."""
 
 _ASK_AGAIN_S = 2.0
 """How often a cluster is asked for its size."""
@@ -33,7 +35,7 @@ _ASK_AGAIN_S = 2.0
 
 def run_on_ray(
     todo: Sequence[ShardPlan],
-    target: "tuple[Any, MaskMaker]",
+    target: "tuple[Path, MaskMaker]",
     arguments: dict[str, Any],
     crew: Crew,
     tell: Listener,
@@ -54,7 +56,8 @@ def run_on_ray(
     """
     ledger, tally = Ledger(todo), Tally()
     images_to_do = sum(len(shard.pairs) for shard in todo)
-    for num_rays_left in reversed(range(MAX_NEW_RAYS + 1)):
+    num_ended, images_then = 0, -1
+    while True:
         with ray_session(address=crew.address) as session:
             start_actor, wanted = _resolve(crew, session, target, arguments)
             pool = Pool(
@@ -73,8 +76,11 @@ def run_on_ray(
             except (RayGoneError, RayError) as error:
                 why = _why_gone(error, session)
         tell(WorkerLost(f"all, for Ray has ended: {why}", None))
-        if not num_rays_left:
-            raise StoreError(f"Ray has ended {MAX_NEW_RAYS + 1} times ({why}); try --workers 0")
+        num_ended, images_then = (num_ended + 1 if tally.images == images_then else 1), tally.images
+        if num_ended == MAX_ENDS:
+            raise StoreError(f"Ray has ended {num_ended} times ({why}); try --workers 0")
+        # Its workers end a moment after it, and may be writing still.
+        wait_for_holders(target[0] / arguments["held"])
     if ledger.given_up:
         told = [f"shard {shard}: {why}" for shard, why in list(ledger.given_up.items())[:3]]
         raise StoreError(
@@ -94,7 +100,7 @@ def _why_gone(error: Exception, session: Session) -> str:
 
 
 def _resolve(
-    crew: Crew, session: Session, target: "tuple[Any, MaskMaker]", arguments: dict[str, Any]
+    crew: Crew, session: Session, target: "tuple[Path, MaskMaker]", arguments: dict[str, Any]
 ) -> tuple[Callable[[], Any], Callable[[], int]]:
     """How to start an actor, and how many there should be now."""
     size = _size()

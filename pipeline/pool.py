@@ -43,7 +43,7 @@ POLL_S = 0.5
 ANSWERING_S = 2.0
 """A worker whose last answer is older may be unable to answer."""
 
-MAX_LOADING_LOSSES = 3
+MAX_LOADING_LOSSES = 5
 """Workers that may end one after the other while they load, with none that succeeds."""
 
 _LOST = (
