@@ -36,9 +36,7 @@ def superpixel(root: Path, out: Path, *more: object) -> tuple[object, ...]:
 
 
 def damage(shard: Path) -> None:
-    victim = shard / "extent" / "c" / "0"
-    if not victim.exists():
-        victim = next(file for file in sorted(shard.rglob("*")) if file.is_file())
+    victim = next(file for file in sorted(shard.rglob("*")) if file.is_file())
     content = bytearray(victim.read_bytes())
     content[-1] ^= 1
     victim.write_bytes(content)
