@@ -156,6 +156,7 @@ class Pool:
             StoreError: workers end while they load.
             RayGoneError: Ray itself has ended; tasks that were at hand are in the ledger again.
         """
+        self._tell_progress()
         try:
             while self.ledger.queue or any(member.task for member in self.members):
                 self._recruit()

@@ -127,14 +127,14 @@ def _signals_wait() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    came: list[int] = []
+    came: list[signal.Signals] = []
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     utils: Any = ray._private.utils
     set_handler = utils.set_sigterm_handler
     utils.set_sigterm_handler = lambda _: None
     for number, handler in before.items():
         if callable(handler):
-            signal.signal(number, lambda number, _: came.append(number))
+            signal.signal(number, lambda number, _: came.append(signal.Signals(number)))
     try:
         yield
     finally:
@@ -142,7 +142,7 @@ def _signals_wait() -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
         for number in came:
-            handler = before[signal.Signals(number)]
+            handler = before[number]
             assert callable(handler)
             handler(number, None)
 

@@ -89,7 +89,7 @@ def test_a_signal_ends_the_job_cleanly(
         told, errors = job.communicate()
     finally:
         job.kill()
-    assert job.returncode == 128 + number
+    assert job.returncode == 128 + number, errors
     lines = [line for line in errors.splitlines() if not line.startswith("rain: 12 pairs")]
     assert len(lines) == 1, errors
     done = json.loads(told.splitlines()[-1])
