@@ -62,6 +62,27 @@ def datasets_options(function: "F") -> "F":
     return _dataset_options(function, split)
 
 
+def crew_options(function: "F") -> "F":
+    """What each worker needs, and where the workers live."""
+    for option in (
+        click.option(
+            "--image-timeout",
+            type=float,
+            metavar="SECONDS",
+            help="Quarantine an image that takes longer.  [default: never]",
+        ),
+        click.option("--cpus-per-worker", type=float, help="Cores reserved for each worker."),
+        click.option("--gpus-per-worker", type=float, help="GPUs reserved for each; 0.5 is half."),
+        click.option(
+            "--address",
+            metavar="HOST:PORT",
+            help="Ray cluster to join, or auto.  [default: RAY_ADDRESS, else none]",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
 def tlc_options(function: "F") -> "F":
     """--tlc and --tlc-px."""
     for option in (

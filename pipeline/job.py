@@ -6,24 +6,36 @@ in this process with `workers=0`, for debugging and for machines without Ray.
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import count
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
+from samprior.pipeline.crew import Crew
+from samprior.pipeline.events import (
+    Event,
+    Listener,
+    Progressed,
+    Quarantined,
+    ShardWritten,
+    Started,
+)
 from samprior.pipeline.folders import counted
 from samprior.pipeline.forms import ZARR, Form
+from samprior.pipeline.holding import wait_for_holders
+from samprior.pipeline.job_record import JobRecord
 from samprior.pipeline.plan import ShardPlan, Source, keys_of, pending
+from samprior.pipeline.shortages import told_plainly
 from samprior.pipeline.worker import MaskMaker, MasksOf, ShardWorker, inputs_of
 from samprior.storage.errors import ImageError, StoreError
 from samprior.storage.files import LOCK, STAGED_SUFFIX, remove_drafts
 from samprior.storage.growth import cut, is_grown, write_listing
+from samprior.storage.header import JOB
 from samprior.storage.locks import Hold, only_writer_of
-from samprior.storage.manifest import Header
+from samprior.storage.manifest import Header, Receipt
 from samprior.storage.places import LocalFolder, Place, is_file, open_place
 
 __all__ = [
@@ -63,9 +75,11 @@ def run_job(
     form: Form = ZARR,
     source: Source = "clean",
     append: bool = False,
-    workers: int = 1,
-    gpus_per_worker: float = 0.0,
+    workers: int | Crew = 1,
+    retry_quarantined: bool = False,
+    record: JobRecord | None = None,
     progress: Progress | None = None,
+    listen: Listener | None = None,
 ) -> JobResult:
     """Bring the store at `out` to the state the plan describes; finished shards are kept.
 
@@ -78,41 +92,56 @@ def run_job(
         form: how the shards are kept.
         source: the picture of each pair that is segmented.
         append: whether the plan may have parts that an existing store has not.
-        workers: Ray actors; 0 runs in this process.
-        gpus_per_worker: GPUs reserved for each actor.
+        workers: Ray actors, 0 runs in this process; a `Crew` says more of them.
+        retry_quarantined: make shards with quarantined images again.
+        record: what is left in the store of the command; None: what is there stays.
         progress: called as images are finished.
+        listen: called with everything that happens.
 
     Raises:
         StoreError: `out` holds something else, or shards were given up.
         BusyError: another job writes to it, or took it over while this one stood still.
+        MachineError: the disk is full, can't be written to, or fails; whole shards are kept.
         UnreachableError: an object store didn't answer, or refused.
     """
     form.check_keys(keys_of(plan))
+    crew = Crew(workers=workers) if isinstance(workers, int) else workers
     place = open_place(out)
-    _refuse_strangers(place, form)
-    with only_writer_of(place) as hold:
-        _claim(place, header, keys_of(plan), form, append=append)
-        if place.local is not None:
-            for folder in (place.local, place.local / "shards", place.local / "receipts"):
-                remove_drafts(folder)
-        todo = pending(plan, form.read_receipts(place), partial(inputs_of, maker))
-        advance = _while_held(hold, progress)
-        arguments: dict[str, Any] = {
-            "source": source,
-            "paired": header.paired,
-            "store_shard": form.write_shard,
-        }
-        if todo and workers:
-            from samprior.pipeline.cluster import run_on_ray
+    with told_plainly(place.url):
+        _refuse_strangers(place, form)
+        with only_writer_of(place) as hold:
+            if place.local is not None:
+                wait_for_holders(place.local / form.header_files[0])
+            _claim(place, header, keys_of(plan), form, append=append)
+            if record is not None:
+                record.leave_in(place)
+            if place.local is not None:
+                for folder in (place.local, place.local / "shards", place.local / "receipts"):
+                    remove_drafts(folder)
+            receipts = form.read_receipts(place)
+            todo = pending(
+                plan, receipts, partial(inputs_of, maker), retry_quarantined=retry_quarantined
+            )
+            tell = _teller(hold, progress, listen)
+            tell(_started(plan, todo))
+            arguments: dict[str, Any] = {
+                "source": source,
+                "paired": header.paired,
+                "store_shard": form.write_shard,
+            }
+            if todo and crew.workers != 0:
+                from samprior.pipeline.cluster import run_on_ray
 
-            # Workers may have another working folder.
-            root = place if place.local is None else LocalFolder(place.local.resolve())
-            run_on_ray(todo, (root, maker), arguments, workers, gpus_per_worker, advance)
-        elif todo:
-            _run_here(todo, ShardWorker(place, maker, **arguments), advance)
-        hold.check()
-        receipts = form.read_receipts(place)
-        form.finish(place, header, receipts)
+                # Workers may have another working folder.
+                root = place if place.local is None else LocalFolder(place.local.resolve())
+                held = form.header_files[0]
+                run_on_ray(todo, (root, maker), {**arguments, "held": held}, crew, tell)
+            elif todo:
+                _run_here(todo, ShardWorker(place, maker, **arguments), tell)
+            hold.check()
+            receipts = form.read_receipts(place)
+            _require_all(plan, receipts, place.url)
+            form.finish(place, header, receipts)
     return JobResult(
         num_images=sum(len(receipt.keys) for receipt in receipts.values()),
         shards_written=len(todo),
@@ -166,23 +195,68 @@ def estimate(
     )
 
 
-def _while_held(hold: Hold[Any], progress: Progress | None) -> Progress:
-    """`progress` that also raises BusyError when the lock was taken over."""
+def _teller(hold: Hold[Any], progress: Progress | None, listen: Listener | None) -> Listener:
+    """One listener for both, that also raises BusyError when the lock was taken over."""
 
-    def advance(done: int, total: int) -> None:
+    def tell(event: Event) -> None:
         hold.check()
-        if progress:
-            progress(done, total)
+        if listen:
+            listen(event)
+        if progress and isinstance(event, Progressed):
+            progress(event.images_done, event.images_to_do)
 
-    return advance
+    return tell
 
 
-def _run_here(todo: Sequence[ShardPlan], worker: ShardWorker, progress: Progress) -> None:
-    num_images = sum(len(shard.pairs) for shard in todo)
-    done = count(1)
-    worker.on_image = lambda: progress(next(done), num_images)
+def _started(plan: Sequence[ShardPlan], todo: Sequence[ShardPlan]) -> Started:
+    num_images = sum(len(shard.pairs) for shard in plan)
+    return Started(
+        num_shards=len(plan),
+        num_images=num_images,
+        shards_done=len(plan) - len(todo),
+        images_done=num_images - sum(len(shard.pairs) for shard in todo),
+    )
+
+
+def _run_here(todo: Sequence[ShardPlan], worker: ShardWorker, tell: Listener) -> None:
+    images_to_do = sum(len(shard.pairs) for shard in todo)
+    images = masks = quarantined = 0
+
+    def on_image() -> None:
+        look = worker.look()
+        tell(
+            Progressed(
+                images_done=images + look.images,
+                images_to_do=images_to_do,
+                num_masks=masks + look.masks,
+                num_quarantined=quarantined + look.quarantined,
+                workers=1,
+            )
+        )
+
+    worker.on_image = on_image
     for shard in todo:
-        worker.write(shard)
+        receipt = worker.write(shard)
+        images += len(shard.pairs)
+        masks += sum(receipt.num_masks)
+        quarantined += len(receipt.quarantined)
+        for key, reason in receipt.quarantined.items():
+            tell(Quarantined(key, reason))
+        tell(
+            ShardWritten(
+                shard.shard, len(shard.pairs), sum(receipt.num_masks), receipt.stored_bytes
+            )
+        )
+
+
+def _require_all(plan: Sequence[ShardPlan], receipts: Mapping[int, Receipt], out: str) -> None:
+    """Raise StoreError if a shard that was written is gone, as when something else wrote too."""
+    gone = [shard.shard for shard in plan if shard.shard not in receipts]
+    if gone:
+        raise StoreError(
+            f"{out} has lost {counted(len(gone), 'shard')} while this job ran ({gone[0]}, ...); "
+            "see that nothing else writes to it, and run the same command again"
+        )
 
 
 def _claim(place: Place, header: Header, keys: Sequence[str], form: Form, *, append: bool) -> None:
@@ -230,5 +304,7 @@ def _refuse_strangers(place: Place, form: Form) -> None:
         names = [""]
     if form.header_files[0] in names:
         form.read_header(place)  # refuses what others wrote
-    elif any(PurePosixPath(name).suffix != STAGED_SUFFIX and name != LOCK for name in names):
+    elif any(
+        PurePosixPath(name).suffix != STAGED_SUFFIX and name not in (LOCK, JOB) for name in names
+    ):
         raise StoreError(f"{place.url} exists and is no samprior {form.noun}; choose another --out")

@@ -59,3 +59,7 @@ class TrainingError(SampriorError, RuntimeError):
 
 class UnreachableError(StoreError, OSError):
     """An object store that didn't answer, or refused. It says nothing of the data: try again."""
+
+
+class MachineError(SampriorError, OSError):
+    """The machine lacks something at the moment: space, the right to write, open files, a disk."""

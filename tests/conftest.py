@@ -1,6 +1,7 @@
 """Fixtures for all tests: real data where it is there, small stores, and `--run-slow`."""
 
 import importlib
+import importlib.util
 import os
 import sys
 import uuid
@@ -81,6 +82,19 @@ def benchmarks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict
     yield modules
     for name in names:
         del sys.modules[name]
+
+
+@pytest.fixture(scope="session")
+def chaos() -> Iterator[ModuleType]:
+    """tests/chaos.py as a module."""
+    spec = importlib.util.spec_from_file_location("chaos", Path(__file__).with_name("chaos.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["chaos"] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["chaos"]
 
 
 @pytest.fixture
