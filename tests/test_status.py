@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from samprior.storage.files import LOCK, only_writer
+from samprior.storage.holders import Holder
+from samprior.storage.locks import LOCK, only_writer
 from samprior.storage.status import pace, store_status
 
 Samprior = Callable[..., tuple[int, str, str]]
@@ -28,7 +30,7 @@ def test_a_finished_store(samprior: Samprior, make_store: MakeStore, tmp_path: P
     assert (status.images_done, status.num_images) == (5, 5)
     assert status.num_masks == 0 + 1 + 2 + 3 + 4
     assert status.masks_per_image == 2
-    assert (status.eta_s, status.holder) == (None, None)
+    assert (status.eta_s, status.writer) == (None, None)
     code, out, _ = samprior("status", store)
     assert code == 0
     assert "3 of 3 shards, 5 of 5 images (100%), 2.0 masks/image" in out
@@ -54,20 +56,19 @@ def test_an_unfinished_store_says_how_long_it_will_take(
     assert code == 0
     assert "no job runs (0.25 images/s when it ran); run the same command again" in out
     with only_writer(store):
-        (store / LOCK).write_text(json.dumps({"host": os.uname().nodename, "pid": 17}))
+        said = (store / LOCK).read_bytes()
         code, out, _ = samprior("status", store)
-        assert f"a job runs (host {os.uname().nodename}, process 17), 0.25 images/s" in out
+        who = f"host {os.uname().nodename}, process {os.getpid()}, since 0 s"
+        assert f"a job runs ({who}), 0.25 images/s" in out
         assert "about 16 s left" in out
+    (store / LOCK).write_bytes(said)  # as a job leaves it that is killed
     code, out, _ = samprior("status", store)
     assert "the job was killed (0.25 images/s when it ran)" in out
     code, out, _ = samprior("status", store, "--json")
     record = json.loads(out)
-    assert record["holder"] == {
-        "host": os.uname().nodename,
-        "pid": 17,
-        "started": None,
-        "is_alive": False,
-    }
+    writer = record["writer"]
+    assert (writer["host"], writer["pid"]) == (os.uname().nodename, os.getpid())
+    assert writer["is_alive"] is False
     assert (record["images_done"], record["eta_s"]) == (6, 16)
 
 
@@ -79,10 +80,10 @@ def test_a_lock_may_say_anything(make_store: MakeStore, tmp_path: Path, said: by
         stream.write(said)
         stream.flush()
         fcntl.flock(stream, fcntl.LOCK_EX)
-        holder = store_status(store).holder
-    assert holder is not None
-    assert holder.is_alive
-    assert (holder.host, holder.pid) == (None, None)
+        writer = store_status(store).writer
+    assert writer is not None
+    assert writer.is_alive
+    assert (writer.host, writer.pid) == (None, None)
 
 
 def test_a_holder_of_another_machine_can_not_be_judged(
@@ -90,10 +91,10 @@ def test_a_holder_of_another_machine_can_not_be_judged(
 ) -> None:
     store = tmp_path / "store"
     make_store(store)
-    (store / LOCK).write_text(json.dumps({"host": "elsewhere", "pid": 1}))
-    holder = store_status(store).holder
-    assert holder is not None
-    assert holder.is_alive is None
+    (store / LOCK).write_bytes(replace(Holder.this(), host="elsewhere").to_json())
+    writer = store_status(store).writer
+    assert writer is not None
+    assert writer.is_alive is None
 
 
 def test_quarantine_damage_and_mask_sets_are_told(
