@@ -31,10 +31,10 @@ from samprior.pipeline.plan import ShardPlan, Source, keys_of, pending
 from samprior.pipeline.shortages import told_plainly
 from samprior.pipeline.worker import MaskMaker, MasksOf, ShardWorker, inputs_of
 from samprior.storage.errors import ImageError, StoreError
-from samprior.storage.files import LOCK, STAGED_SUFFIX, remove_drafts
+from samprior.storage.files import STAGED_SUFFIX, remove_drafts
 from samprior.storage.growth import cut, is_grown, write_listing
 from samprior.storage.header import JOB
-from samprior.storage.locks import Hold, only_writer_of
+from samprior.storage.locks import LOCK, Hold, only_writer_of
 from samprior.storage.manifest import Header, Receipt
 from samprior.storage.places import LocalFolder, Place, is_file, open_place
 

@@ -17,8 +17,8 @@ from samprior.pipeline.datasets import Dataset, Pair, find_dataset
 from samprior.pipeline.precompute import precompute
 from samprior.pipeline.worker import MasksOf
 from samprior.storage import MaskSet
-from samprior.storage.files import LOCK
 from samprior.storage.images import Rgb, write_png
+from samprior.storage.locks import LOCK
 from samprior.storage.manifest import digests_of
 from samprior.storage.places import LocalFolder, open_place
 from samprior.storage.verify import Verification, verify_store

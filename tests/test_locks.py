@@ -18,9 +18,8 @@ from hypothesis import strategies as st
 
 from samprior.storage import lock_cells
 from samprior.storage.errors import BusyError, StoreError, UnreachableError
-from samprior.storage.files import only_writer
 from samprior.storage.holders import Holder
-from samprior.storage.locks import LOCK, holder_of, only_writer_of
+from samprior.storage.locks import LOCK, holder_of, only_writer, only_writer_of
 from samprior.storage.places import Place, open_place
 from samprior.storage.remote import RemoteFolder
 
