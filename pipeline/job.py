@@ -115,9 +115,7 @@ def run_job(
             _claim(place, header, keys_of(plan), form, append=append)
             if record is not None:
                 record.leave_in(place)
-            if place.local is not None:
-                for folder in (place.local, place.local / "shards", place.local / "receipts"):
-                    remove_drafts(folder)
+            _remove_drafts(place)
             receipts = form.read_receipts(place)
             todo = pending(
                 plan, receipts, partial(inputs_of, maker), retry_quarantined=retry_quarantined
@@ -139,6 +137,7 @@ def run_job(
             elif todo:
                 _run_here(todo, ShardWorker(place, maker, **arguments), tell)
             hold.check()
+            _remove_drafts(place)  # of workers that were lost meanwhile
             receipts = form.read_receipts(place)
             _require_all(plan, receipts, place.url)
             form.finish(place, header, receipts)
@@ -206,6 +205,13 @@ def _teller(hold: Hold[Any], progress: Progress | None, listen: Listener | None)
             progress(event.images_done, event.images_to_do)
 
     return tell
+
+
+def _remove_drafts(place: Place) -> None:
+    """Remove what killed writers left in a folder; an object store has no drafts."""
+    if place.local is not None:
+        for folder in (place.local, place.local / "shards", place.local / "receipts"):
+            remove_drafts(folder)
 
 
 def _started(plan: Sequence[ShardPlan], todo: Sequence[ShardPlan]) -> Started:
