@@ -24,7 +24,7 @@ from samprior.storage.places import LocalFolder, open_place
 from samprior.storage.verify import Verification, verify_store
 from samprior.storage.verify_metadata import read_metadata
 
-HARD = {"flips": 5, "cuts": 2}
+HARD = {"flips": 3, "cuts": 1}
 GENTLE = {"flips": 1, "cuts": 1}
 """Damages of each kind of file: where they are only looked for, and where they are mended."""
 
