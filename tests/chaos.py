@@ -46,6 +46,10 @@ MARK = "SAMPRIOR_CHAOS"
 
 PER_SHARD = 4
 
+JOINING_S = 20.0
+"""At most so long it is waited for the worker of a machine that joins; Ray may have placed it on
+another one whose loss it hasn't noticed yet."""
+
 TARGETS = ("driver", "worker", "worker", "worker", "raylet")
 """What is killed, as often as it is named, in any order."""
 
@@ -290,8 +294,17 @@ class Machines:
             self.cluster.remove_node(machine, allow_graceful=False)
             self.report.machines["lost"] += 1
         if change in ("join", "replace"):
+            workers = processes(self.mark, "worker")
             self.cluster.add_node(num_cpus=1)
             self.report.machines["joined"] += 1
+            if change == "join":
+                self._wait_for_more_than(len(workers))
+
+    def _wait_for_more_than(self, workers: int) -> None:
+        """Else the job may be done before the machine is used, where processes start slowly."""
+        until = time.monotonic() + JOINING_S
+        while len(processes(self.mark, "worker")) <= workers and time.monotonic() < until:
+            time.sleep(0.1)
 
 
 def some_changes(rng: np.random.Generator, number: int) -> list[str]:
