@@ -250,11 +250,12 @@ class Pool:
 
     def _let_go(self, member: _Member) -> None:
         """Forget an actor that lives, while the answer to its task was lost on the way."""
+        task, member.task = member.task, None
         self.members.remove(member)
         ray.kill(member.actor)
-        self.tell(WorkerLost("it could not be reached", member.task and member.task.shard.shard))
-        if member.task:
-            self.ledger.take_back(member.task)
+        self.tell(WorkerLost("it could not be reached", task.shard.shard if task else None))
+        if task:
+            self.ledger.take_back(task)
 
     def _lose(self, member: _Member, error: Exception) -> None:
         """Forget an actor that was lost; calls to one that Ray starts again may fail as well."""
