@@ -43,7 +43,7 @@ def progress(title: str, unit: str) -> Iterator[Advance]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[remark]}"),
     )
-    pace = _Pace()
+    pace = Pace()
     bar = Progress(*columns, console=Console(stderr=True))
     task = bar.add_task(title, total=None, rate="", remark="")
 
@@ -60,7 +60,7 @@ def progress(title: str, unit: str) -> Iterator[Advance]:
         bar.stop()
 
 
-class _Pace:
+class Pace:
     """Rate since the first call; what an earlier run did is not counted."""
 
     def __init__(self) -> None:
@@ -68,6 +68,7 @@ class _Pace:
         self.first: tuple[float, int] | None = None
 
     def per_second(self, done: int) -> float:
+        """The rate, when `done` are done now."""
         now = time.monotonic()
         if self.first is None:
             # A first call with more than one done tells where a resumed run starts.
@@ -79,7 +80,7 @@ class _Pace:
 class _Lines:
     def __init__(self, title: str, unit: str) -> None:
         self.title, self.unit = title, unit
-        self.pace = _Pace()
+        self.pace = Pace()
         self.said = time.monotonic()
         self.remark = ""
         self.ended = False
@@ -96,5 +97,5 @@ class _Lines:
             speed = f"{rate:.2f}/s, {(total - done) / rate:.0f} s left"
         else:
             speed = "done before" if self.ended else "starting"
-        line = f"{self.title}: {done}/{total} {self.unit}s, {speed} {self.remark}"
-        print(line.rstrip(), file=sys.stderr, flush=True)
+        told = (f"{self.title}: {done}/{total} {self.unit}s", speed, self.remark)
+        print(", ".join(filter(None, told)), file=sys.stderr, flush=True)

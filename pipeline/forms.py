@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from samprior.pipeline.worker import ShardWriter
+from samprior.storage.header import HEADER_COPY
 from samprior.storage.manifest import Header, Receipt, read_header, read_receipts, write_header
+from samprior.storage.places import Place
 from samprior.storage.tar_job import (
     HEADER,
     finish_tars,
@@ -29,16 +31,16 @@ class Form:
     """What such a folder is called in messages."""
     header_files: tuple[str, ...]
     """Files that `write_header` writes, in order; the first tells that a folder is of this form."""
-    write_header: Callable[[Path, Header], None]
-    read_header: Callable[[Path], Header]
+    write_header: Callable[[Path | Place, Header], None]
+    read_header: Callable[[Path | Place], Header]
     """Raises StoreError for what others wrote."""
     check_keys: Callable[[Iterable[str]], None]
     """Raises UsageError for a key that this form can't hold."""
     write_shard: ShardWriter
     """Pickled to workers, so a function of a module."""
-    read_receipts: Callable[[Path], dict[int, Receipt]]
+    read_receipts: Callable[[Path | Place], dict[int, Receipt]]
     """Receipts of the shards that are there."""
-    finish: Callable[[Path, Header, Mapping[int, Receipt]], None]
+    finish: Callable[[Path | Place, Header, Mapping[int, Receipt]], None]
     """Called when all shards are there."""
 
 
@@ -48,7 +50,7 @@ def _nothing(*_: object) -> None:
 
 ZARR = Form(
     noun="store",
-    header_files=("zarr.json", "shards/zarr.json"),
+    header_files=("zarr.json", "shards/zarr.json", HEADER_COPY),
     write_header=write_header,
     read_header=read_header,
     check_keys=_nothing,
@@ -59,7 +61,7 @@ ZARR = Form(
 
 WEBDATASET = Form(
     noun="folder of tars",
-    header_files=(HEADER,),
+    header_files=(HEADER, HEADER_COPY),
     write_header=write_tar_header,
     read_header=read_tar_header,
     check_keys=check_tar_keys,

@@ -101,15 +101,19 @@ def pending(
     plan: Sequence[ShardPlan],
     receipts: Mapping[int, Receipt],
     inputs_of: Callable[[Pair], Inputs],
+    *,
+    retry_quarantined: bool = False,
 ) -> list[ShardPlan]:
     """The shards still to do: those without a receipt, or of which an input file has changed.
 
-    `inputs_of` says of a pair what a receipt would say now.
+    `inputs_of` says of a pair what a receipt would say now. With `retry_quarantined`, also those
+    with quarantined images.
     """
     return [
         shard
         for shard in plan
         if shard.shard not in receipts
+        or (retry_quarantined and receipts[shard.shard].quarantined)
         or dict(receipts[shard.shard].inputs) != {p.key: inputs_of(p) for p in shard.pairs}
     ]
 
