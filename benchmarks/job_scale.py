@@ -32,6 +32,7 @@ import numpy as np
 import rounds
 
 from samprior.pipeline.crew import Crew
+from samprior.pipeline.datasets import find_dataset
 from samprior.pipeline.events import Event, ShardWritten
 from samprior.pipeline.forms import ZARR
 from samprior.pipeline.job import run_job
@@ -177,8 +178,14 @@ def spent_in(
     }
 
 
+def find_pictures(root: Path, count: int, _: int) -> None:
+    """What each command does first: the dataset's folders are walked, and files made to pairs."""
+    patterns = dict(zip(("degraded_pattern", "clean_pattern"), null_jobs.SIDES, strict=True))
+    assert len(find_dataset("folder", root, **patterns).pairs) == count
+
+
 def make_plan(root: Path, count: int, per_shard: int) -> object:
-    """The plan alone; it is part of the other phases too."""
+    """Pairs and plan alone; job and job again have both too."""
     return null_jobs.plan_of(root, count, null_jobs.Nothing(), per_shard)
 
 
@@ -211,6 +218,7 @@ def open_store(root: Path, count: int, _: int) -> None:
 
 
 PHASES = {
+    "find the dataset": find_pictures,
     "plan": make_plan,
     "job": drive,
     "the job again": drive_again,
