@@ -120,8 +120,10 @@ def _resolve(
         max_task_retries=0,
         max_concurrency=2,
     )
-    start = lambda: remote.remote(root, maker, num_threads=num_threads, **arguments)  # noqa: E731
-    return start, _Room(crew, num_cpus, size)
+    # Sent once and not with each worker: both may have the paths of all pictures.
+    sent, store_shard = ray.put(maker), ray.put(arguments["store_shard"])
+    rest = {**arguments, "store_shard": store_shard, "num_threads": num_threads}
+    return lambda: remote.remote(root, sent, **rest), _Room(crew, num_cpus, size)
 
 
 class _Room:

@@ -3,19 +3,19 @@
 A form is a handful of functions of `storage`; the job and its workers don't ask which one it is.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from samprior.pipeline.worker import ShardWriter
 from samprior.storage.header import HEADER_COPY
-from samprior.storage.manifest import Header, Receipt, read_header, read_receipts, write_header
+from samprior.storage.manifest import Header, Receipt, each_receipt, read_header, write_header
 from samprior.storage.places import Place
 from samprior.storage.tar_job import (
     HEADER,
+    each_tar_receipt,
     finish_tars,
     read_tar_header,
-    read_tar_receipts,
     write_tar_header,
     write_tar_shard,
 )
@@ -38,9 +38,9 @@ class Form:
     """Raises UsageError for a key that this form can't hold."""
     write_shard: ShardWriter
     """Pickled to workers, so a function of a module."""
-    read_receipts: Callable[[Path | Place], dict[int, Receipt]]
-    """Receipts of the shards that are there."""
-    finish: Callable[[Path | Place, Header, Mapping[int, Receipt]], None]
+    each_receipt: Callable[[Path | Place], Iterator[Receipt]]
+    """Receipts of the shards that are there, one by one; lists the store once."""
+    finish: Callable[[Path | Place, Header], None]
     """Called when all shards are there."""
 
 
@@ -55,7 +55,7 @@ ZARR = Form(
     read_header=read_header,
     check_keys=_nothing,
     write_shard=write_shard,
-    read_receipts=read_receipts,
+    each_receipt=each_receipt,
     finish=_nothing,
 )
 
@@ -66,7 +66,7 @@ WEBDATASET = Form(
     read_header=read_tar_header,
     check_keys=check_tar_keys,
     write_shard=write_tar_shard,
-    read_receipts=read_tar_receipts,
+    each_receipt=each_tar_receipt,
     finish=finish_tars,
 )
 

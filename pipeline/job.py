@@ -6,7 +6,7 @@ in this process with `workers=0`, for debugging and for machines without Ray.
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -116,9 +116,11 @@ def run_job(
             if record is not None:
                 record.leave_in(place)
             _remove_drafts(place)
-            receipts = form.read_receipts(place)
             todo = pending(
-                plan, receipts, partial(inputs_of, maker), retry_quarantined=retry_quarantined
+                plan,
+                form.each_receipt(place),
+                partial(inputs_of, maker),
+                retry_quarantined=retry_quarantined,
             )
             tell = _teller(hold, progress, listen)
             tell(_started(plan, todo))
@@ -138,16 +140,9 @@ def run_job(
                 _run_here(todo, ShardWorker(place, maker, **arguments), tell)
             hold.check()
             _remove_drafts(place)  # of workers that were lost meanwhile
-            receipts = form.read_receipts(place)
-            _require_all(plan, receipts, place.url)
-            form.finish(place, header, receipts)
-    return JobResult(
-        num_images=sum(len(receipt.keys) for receipt in receipts.values()),
-        shards_written=len(todo),
-        num_shards=len(plan),
-        quarantined={k: v for r in receipts.values() for k, v in r.quarantined.items()},
-        stored_bytes=sum(receipt.stored_bytes for receipt in receipts.values()),
-    )
+            result = _result(plan, form.each_receipt(place), place.url, shards_written=len(todo))
+            form.finish(place, header)
+    return result
 
 
 @dataclass(frozen=True)
@@ -255,14 +250,28 @@ def _run_here(todo: Sequence[ShardPlan], worker: ShardWorker, tell: Listener) ->
         )
 
 
-def _require_all(plan: Sequence[ShardPlan], receipts: Mapping[int, Receipt], out: str) -> None:
-    """Raise StoreError if a shard that was written is gone, as when something else wrote too."""
-    gone = [shard.shard for shard in plan if shard.shard not in receipts]
+def _result(
+    plan: Sequence[ShardPlan], receipts: Iterable[Receipt], out: str, *, shards_written: int
+) -> JobResult:
+    """What the store holds now; no receipt is kept.
+
+    Raises:
+        StoreError: a shard that was written is gone, as when something else wrote too.
+    """
+    result = JobResult(num_images=0, shards_written=shards_written, num_shards=len(plan))
+    there = set()
+    for receipt in receipts:
+        there.add(receipt.shard)
+        result.num_images += len(receipt.keys)
+        result.quarantined |= receipt.quarantined
+        result.stored_bytes += receipt.stored_bytes
+    gone = [shard.shard for shard in plan if shard.shard not in there]
     if gone:
         raise StoreError(
             f"{out} has lost {counted(len(gone), 'shard')} while this job ran ({gone[0]}, ...); "
             "see that nothing else writes to it, and run the same command again"
         )
+    return result
 
 
 def _claim(place: Place, header: Header, keys: Sequence[str], form: Form, *, append: bool) -> None:

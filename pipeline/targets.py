@@ -23,7 +23,7 @@ from samprior.storage.choices import check_choice
 from samprior.storage.errors import StoreError, UsageError
 from samprior.storage.growth import known_parts, listing_sha256
 from samprior.storage.header import FORMAT_VERSION, Header
-from samprior.storage.manifest import read_receipts
+from samprior.storage.manifest import read_receipts, receipt_shards
 from samprior.storage.mask_sets import check_name, set_name
 from samprior.storage.places import Place, is_file, open_place
 from samprior.storage.references import ReferenceWriter, relative_files
@@ -44,7 +44,7 @@ class Target:
 
     def left(self) -> list[ShardPlan]:
         """The shards that are not there yet."""
-        there = self.form.read_receipts(open_place(self.out))
+        there = {receipt.shard for receipt in self.form.each_receipt(open_place(self.out))}
         return [shard for shard in self.plan if shard.shard not in there]
 
 
@@ -169,12 +169,13 @@ def _arranged(dataset: Dataset, out: Place, found: Header | None, *, append: boo
         return dataset.pairs, ()
     if found.format_version != FORMAT_VERSION or not _is_of(found, dataset):
         return dataset.pairs, ()
-    receipts = read_receipts(out)
     if not found.appended and not append:
         keys = (pair.key for pair in dataset.pairs)
         is_same = found.made_of["dataset"]["listing_sha256"] == listing_sha256(keys)
-        if is_same or len(receipts) < found.num_shards:
+        if is_same or len(receipt_shards(out)) < found.num_shards:
             return dataset.pairs, ()
+    # With a listing they aren't needed, and reading all takes time and memory.
+    receipts = {} if found.appended else read_receipts(out)
     return arrange_pairs(
         dataset.pairs,
         known_parts(out, found, receipts),

@@ -25,7 +25,10 @@ Parts = Sequence[Sequence[str]]
 
 def listing_sha256(keys: Iterable[str]) -> str:
     """Hex SHA-256 of keys in the order of the plan; a header's `made_of` has it."""
-    return hashlib.sha256("\n".join(keys).encode()).hexdigest()
+    told = hashlib.sha256()
+    for place, key in enumerate(keys):
+        told.update((f"\n{key}" if place else key).encode())
+    return told.hexdigest()
 
 
 def write_listing(root: Path | Place, parts: Parts) -> None:

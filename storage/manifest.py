@@ -15,7 +15,7 @@ On disk, below the store's folder:
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Self
@@ -29,7 +29,7 @@ from samprior.storage.header import digest, readable_json, store_files
 from samprior.storage.places import Place, joined, open_place
 
 RECEIPTS_AT_ONCE = 1024
-"""Receipts held as text while a store is opened; remote ones of a batch are fetched together."""
+"""Receipts held as text while all are read; remote ones of a batch are fetched together."""
 
 DAMAGES = (
     KeyError,
@@ -198,12 +198,19 @@ def read_receipts(root: Path | Place) -> dict[int, Receipt]:
         StoreError: a receipt is damaged, or is that of another shard.
         UnreachableError: an object store didn't answer.
     """
+    return {receipt.shard: receipt for receipt in each_receipt(root)}
+
+
+def each_receipt(root: Path | Place) -> Iterator[Receipt]:
+    """The same one by one: the folder is listed once, and no receipt is kept.
+
+    Raises:
+        StoreError, UnreachableError: see `read_receipts`.
+    """
     place = open_place(root)
     shards = receipt_shards(place)
-    receipts: dict[int, Receipt] = {}
     for first in range(0, len(shards), RECEIPTS_AT_ONCE):
-        receipts |= _read_receipts(place, shards[first : first + RECEIPTS_AT_ONCE])
-    return receipts
+        yield from _read_receipts(place, shards[first : first + RECEIPTS_AT_ONCE])
 
 
 def read_receipt(root: Path | Place, shard: int) -> Receipt:
@@ -213,20 +220,19 @@ def read_receipt(root: Path | Place, shard: int) -> Receipt:
         StoreError: it is missing, damaged, or that of another shard.
         UnreachableError: an object store didn't answer.
     """
-    return _read_receipts(open_place(root), [shard])[shard]
+    (receipt,) = _read_receipts(open_place(root), [shard])
+    return receipt
 
 
-def _read_receipts(place: Place, shards: list[int]) -> dict[int, Receipt]:
+def _read_receipts(place: Place, shards: list[int]) -> Iterator[Receipt]:
     try:
         contents = place.read_many([receipt_name(shard) for shard in shards])
     except UnreachableError:
         raise
     except OSError as error:
         raise StoreError(f"a receipt of {place.url} can't be read ({error})") from error
-    return {
-        shard: parse_receipt(content, shard, joined(place.url, receipt_name(shard)))
-        for shard, content in zip(shards, contents, strict=True)
-    }
+    for shard, content in zip(shards, contents, strict=True):
+        yield parse_receipt(content, shard, joined(place.url, receipt_name(shard)))
 
 
 def parse_receipt(content: bytes, shard: int, origin: str) -> Receipt:

@@ -10,7 +10,7 @@ Tars and index are those that an export of the equal zarr store would write, byt
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from samprior.storage.manifest import (
     Header,
     Inputs,
     Receipt,
-    read_receipts,
+    each_receipt,
     receipt_file,
     write_header_files,
     write_receipt,
@@ -63,8 +63,8 @@ def read_tar_header(root: Path | Place) -> Header:
     return Header.from_record(record, origin=file)
 
 
-def read_tar_receipts(root: Path | Place) -> dict[int, Receipt]:
-    """The receipts of the shards whose tars are there, by shard, in order.
+def each_tar_receipt(root: Path | Place) -> Iterator[Receipt]:
+    """The receipts of the shards whose tars are there, in order; the folder is listed once.
 
     Raises:
         StoreError: a receipt is damaged.
@@ -72,11 +72,9 @@ def read_tar_receipts(root: Path | Place) -> dict[int, Receipt]:
     """
     place = open_place(root)
     sizes = place.sizes()
-    return {
-        shard: receipt
-        for shard, receipt in read_receipts(place).items()
-        if not receipt.keys or sizes.get(tar_name(shard)) == receipt.stored_bytes
-    }
+    for receipt in each_receipt(place):
+        if not receipt.keys or sizes.get(tar_name(receipt.shard)) == receipt.stored_bytes:
+            yield receipt
 
 
 def write_tar_shard(
@@ -156,18 +154,22 @@ def _write_here(
     return receipt
 
 
-def finish_tars(root: Path | Place, header: Header, receipts: Mapping[int, Receipt]) -> None:
+def finish_tars(root: Path | Place, header: Header) -> None:
     """Write the index, from the receipts of all shards.
 
     Raises:
         StoreError: a tar has gone meanwhile.
     """
-    if len(receipts) < header.num_shards:
+    num_shards, entries = 0, []
+    for receipt in each_tar_receipt(root):
+        num_shards += 1
+        if receipt.keys:
+            entries.append(tar_entry(receipt))
+    if num_shards < header.num_shards:
         raise StoreError(
-            f"{open_place(root).url} has {len(receipts)} of {header.num_shards} shards; run the "
-            "same command again"
+            f"{open_place(root).url} has {num_shards} of {header.num_shards} shards; run the same "
+            "command again"
         )
-    entries = [tar_entry(receipt) for receipt in receipts.values() if receipt.keys]
     write_index(root, entries, fingerprint=header.fingerprint)
 
 

@@ -301,9 +301,9 @@ def test_a_full_disk_leaves_whole_shards_only(
 
 def test_pending_asks_for_what_has_no_receipt(tmp_path: Path, pairs: list[Pair]) -> None:
     plan = plan_shards(pairs, images_per_shard=3)
-    assert pending(plan, {}, input_bytes) == plan
+    assert pending(plan, [], input_bytes) == plan
     run(tmp_path / "out", pairs)
-    receipts = read_receipts(tmp_path / "out")
+    receipts = list(read_receipts(tmp_path / "out").values())
     assert pending(plan, receipts, input_bytes) == []
     assert pending(plan, receipts, lambda pair: (*input_bytes(pair), "masks")) == plan
     del receipts[1]
