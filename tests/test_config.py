@@ -1,12 +1,13 @@
 """Settings: every mistake is named with the nearest right key, and nothing is lost on the way."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from samprior.storage.errors import ConfigError
-from samprior.training.config import TrainConfig, load_config
+from samprior.training.config import LossConfig, TrainConfig, load_config
+from samprior.training.priors import ANALYZERS
 from samprior.training.toml_text import to_toml
 
 NEEDED = ("out=run", "data.train=store")
@@ -97,6 +98,52 @@ def test_all_mistakes_are_told_at_once() -> None:
 def test_no_base_stage_needs_weights_to_start_from() -> None:
     assert "network.init" in refusal(*NEEDED, "stages.base=0")
     assert load_config(None, [*NEEDED, "stages.base=0", "network.init=w.pth"]).stages.base == 0
+
+
+def test_the_share_of_mixed_crops_is_one_and_asks_for_mixing() -> None:
+    message = refusal(*NEEDED, "data.mixup_share=0.5")
+    assert "data.mixup_share is 0.5" in message
+    assert "set data.mixup_alpha, such as 1.2" in message
+    mixing = (*NEEDED, "data.mixup_alpha=1.2")
+    for wrong in (0.0, 1.5):
+        assert "data.mixup_share" in refusal(*mixing, f"data.mixup_share={wrong}")
+    all_mixed, half = (load_config(None, [*mixing, f"data.mixup_share={s}"]) for s in (1, 0.5))
+    assert all(all_mixed.identity(stage) != half.identity(stage) for stage in STAGES)
+
+
+def test_any_analyzer_can_be_set_at_any_of_its_layers() -> None:
+    assert get_args(LossConfig.model_fields["analyzer"].annotation) == ANALYZERS
+    layers = 'loss.analyzer_layers=["relu1_1", "relu4_3"]'
+    for name in ANALYZERS:
+        loss = load_config(None, [*NEEDED, f"loss.analyzer={name}", layers]).loss
+        assert (loss.analyzer, loss.analyzer_layers) == (name, ("relu1_1", "relu4_3"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (['loss.analyzer_layers=["relu3_5"]'], "unknown layer of vgg19 'relu3_5'; did you mean"),
+        (['loss.analyzer_layers=["relu4_4"]', "loss.analyzer=vgg16"], "layer of vgg16 'relu4_4'"),
+        (["loss.analyzer_layers=[]"], "needs at least one layer"),
+        (['loss.analyzer_layers=["relu2_1", "relu2_1"]'], "count once each"),
+        (["loss.analyzer_layers=relu3_4"], "loss.analyzer_layers: input should be a valid tuple"),
+        (["loss.analyzer=vgg"], "'vgg19', 'vgg16', 'random-vgg' or 'random-vgg16', got 'vgg'"),
+        (
+            ['loss.analyzer_layers=["relu3_1", "relu5_1"]', "data.crop_px=72"],
+            "data.crop_px is 72, no multiple of 16, the stride of relu5_1",
+        ),
+    ],
+)
+def test_mistakes_about_the_analyzer_are_named(overrides: list[str], words: str) -> None:
+    message = refusal(*NEEDED, *overrides)
+    assert "loss.analyzer" in message
+    assert words in message
+
+
+def test_crops_need_fit_no_analyzer_that_takes_no_part() -> None:
+    deep = ['loss.analyzer_layers=["relu5_1"]', "data.crop_px=72"]
+    for override in ("mode=plain", "loss.lambda_sgr=0"):
+        assert load_config(None, [*NEEDED, *deep, override]).data.crop_px == 72
 
 
 def test_overrides_are_toml_and_anything_else_is_a_string(tmp_path: Path) -> None:
@@ -216,6 +263,7 @@ def test_identity_leaves_out_where_a_run_lies_and_how_it_talks(stage: str) -> No
         "data.crop_px=64",
         "data.batch_size=3",
         "data.augment=none",
+        "data.augment=hflip",
         "data.mixup_alpha=1.2",
         "data.rain_layers=synthetic",
         "optimizer.name=adam",
@@ -243,6 +291,8 @@ def test_identity_holds_what_all_stages_depend_on(stage: str, override: str) -> 
         ("loss.lambda_spd=2", {"distill", "joint"}),
         ("loss.lambda_sgr=2", {"distill", "joint"}),
         ("loss.spd_target=teacher_where_better", {"distill", "joint"}),
+        ("loss.analyzer=vgg16", {"distill", "joint"}),
+        ('loss.analyzer_layers=["relu2_2"]', {"distill", "joint"}),
         ("stages.distill=9", {"control", "distill", "joint"}),
         ("stages.fusion=9", {"fusion", "distill"}),
         ("fusion.mask_repr=topk", {"fusion", "distill", "joint"}),
@@ -273,7 +323,7 @@ def test_every_setting_is_in_some_identity_or_known_to_be_in_none() -> None:
         "accumulate", "channels_last", "compile", "sync_batchnorm",
         "data.train", "data.masks", "data.validation", "data.loader_threads",
     }  # fmt: skip
-    config: TrainConfig = load_config(None, NEEDED)
+    config: TrainConfig = load_config(None, [*NEEDED, "data.mixup_alpha=1.2"])
     everything = _leaves(config.model_dump(mode="json"))
     assert everything - _leaves(config.identity("distill")) == in_none
 

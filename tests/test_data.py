@@ -83,11 +83,30 @@ def test_without_augmentation_nothing_is_turned_and_crops_lie_where_they_did(
     store: MaskStore,
 ) -> None:
     turned = Crops(store=store, crop_px=32, seed=0)
-    plain = Crops(store=store, crop_px=32, seed=0, augment=False)
+    plain = Crops(store=store, crop_px=32, seed=0, augment="none")
+    flipped = Crops(store=store, crop_px=32, seed=0, augment="hflip")
     for sample in range(20):
-        a, b = turned.place(sample), plain.place(sample)
-        assert (a.index, a.y, a.x) == (b.index, b.y, b.x)
+        a, b, c = (crops.place(sample) for crops in (turned, plain, flipped))
+        assert (a.index, a.y, a.x) == (b.index, b.y, b.x) == (c.index, c.y, c.x)
         assert (b.flip, b.quarter_turns) == (False, 0)
+        assert (c.flip, c.quarter_turns) == (a.flip, 0)
+
+
+def test_flips_alone_mirror_left_to_right(store: MaskStore) -> None:
+    crops = Crops(store=store, crop_px=32, seed=0, augment="hflip", min_mask_px=0, max_mask_iou=1)
+    straight = Crops(store=store, crop_px=32, seed=0, augment="none", min_mask_px=0, max_mask_iou=1)
+    flips = set()
+    for sample in range(12):
+        flip = crops.place(sample).flip
+        flips.add(flip)
+        degraded, clean, masks, key = crops.read(sample)
+        before = straight.read(sample)
+        step = -1 if flip else 1
+        assert np.array_equal(degraded, before[0][:, ::step])
+        assert np.array_equal(clean, before[1][:, ::step])
+        assert np.array_equal(masks.to_masks(), before[2].to_masks()[:, :, ::step])
+        assert key == before[3]
+    assert flips == {False, True}
 
 
 def test_images_and_masks_turn_together(store: MaskStore) -> None:

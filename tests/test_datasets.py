@@ -2,13 +2,16 @@
 
 import io
 import os
+import re
+import shlex
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from samprior.pipeline.datasets import Pair, check_pairs, find_dataset, require_good_pairs
+from samprior.pipeline.datasets import Dataset, Pair, check_pairs, find_dataset, require_good_pairs
 from samprior.storage.errors import LayoutError, UsageError
 
 Put = Callable[..., None]
@@ -416,6 +419,54 @@ def test_describe_says_which_sizes_were_sampled(put: Put, tmp_path: Path) -> Non
 
 
 # --- real data ----------------------------------------------------------------------------------
+
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "datasets.md"
+
+
+def prepared(root: str, folder: Path) -> Dataset:
+    """What the page's command finds below `root` after the page's loop, in `folder`."""
+    (block,) = re.findall(rf"^```sh\n(cd {root}\n.*?)^```$", PAGE.read_text("utf-8"), re.M | re.S)
+    loop, _, command = block.partition("samprior ")
+    subprocess.run(["bash", "-eu", "-c", loop], cwd=folder, check=True)
+    words = shlex.split(command.replace("\\\n", " "))
+    said = dict(zip(words[1::2], words[2::2], strict=True))
+    return find_dataset(
+        said["--dataset"],
+        folder / said["--root"],
+        degraded_pattern=said["--degraded-pattern"],
+        clean_pattern=said["--clean-pattern"],
+    )
+
+
+def test_the_page_says_how_to_take_in_sidd(put: Put, tmp_path: Path) -> None:
+    scenes = {"0001_001_S6_L": ("0001", "010"), "0002_001_S6_N": ("0002", "011")}
+    for scene, (number, shot) in scenes.items():
+        for side in ("NOISY", "GT"):
+            put(f"SIDD_Medium_Srgb/Data/{scene}/{number}_{side}_SRGB_{shot}.PNG")
+    found = prepared("SIDD_Medium_Srgb", tmp_path)
+    keys = ["0001_001_S6_L/0001_SRGB_010", "0002_001_S6_N/0002_SRGB_011"]
+    assert [pair.key for pair in found.pairs] == keys
+    for pair, scene in zip(found.pairs, scenes, strict=True):
+        source = tmp_path / "SIDD_Medium_Srgb" / "Data" / scene
+        for file, side in ((pair.degraded, "NOISY"), (pair.clean, "GT")):
+            (published,) = source.glob(f"*_{side}_*")
+            assert file.samefile(published)
+
+
+def test_the_page_says_how_to_take_in_spa_data(put: Put, tmp_path: Path) -> None:
+    lines = [
+        "/real_world/1/a_1.png /real_world_gt/1/a.png",
+        "/real_world/1/a_2.png /real_world_gt/1/a.png",
+    ]
+    for name in ("real_world/1/a_1.png", "real_world/1/a_2.png", "real_world_gt/1/a.png"):
+        put(f"SPA-Data/{name}")
+    (tmp_path / "SPA-Data" / "real_world.txt").write_text("\n".join(lines) + "\n")
+    found = prepared("SPA-Data", tmp_path)
+    assert [pair.key for pair in found.pairs] == ["1", "2"]
+    for pair, line in zip(found.pairs, lines, strict=True):
+        for file, listed in zip((pair.degraded, pair.clean), line.split(), strict=True):
+            assert file.samefile(tmp_path / "SPA-Data" / listed.lstrip("/"))
 
 
 def test_real_gopro(shared_data: Path) -> None:

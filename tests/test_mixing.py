@@ -58,6 +58,22 @@ def test_mixup_is_a_weighted_mean_of_two_crops_of_the_store(store: MaskStore) ->
     assert np.std(shares) > 0
 
 
+def test_a_share_of_the_crops_is_mixed_and_the_others_stay(store: MaskStore) -> None:
+    plain, every, half = (
+        Crops(store=store, crop_px=32, seed=1, mixup_alpha=alpha, mixup_share=share)
+        for alpha, share in ((0.0, 1.0), (1.2, 1.0), (1.2, 0.5))
+    )
+    num_mixed = 0
+    for sample in range(80):
+        as_read, mixed, found = (crops.read(sample)[:2] for crops in (plain, every, half))
+        # What a crop is mixed with does not depend on how many are mixed.
+        is_mixed = not np.array_equal(found[0], as_read[0])
+        wanted = mixed if is_mixed else as_read
+        assert all(np.array_equal(a, b) for a, b in zip(found, wanted, strict=True))
+        num_mixed += is_mixed
+    assert 25 <= num_mixed <= 55
+
+
 def test_mixing_by_hand() -> None:
     ours = np.full((2, 2, 3), 100, np.uint8), np.full((2, 2, 3), 10, np.uint8)
     theirs = np.full((2, 2, 3), 200, np.uint8), np.full((2, 2, 3), 25, np.uint8)

@@ -5,17 +5,19 @@ import re
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from samprior.storage.errors import UsageError
 from samprior.training.networks import NETWORKS, PRESETS, RestorationNetwork, build_network
 from samprior.training.networks.nafnet import LayerNorm2d
 
-# Counted by instantiating the official code; w32 and w64 have the same keys.
-OFFICIAL_PARAMETERS = {
-    "gopro_w32": 17_111_907,
-    "gopro_w64": 67_888_835,
-    "sidd_w32": 29_159_715,
-    "sidd_w64": 115_982_915,
+# Counted by instantiating the official code: parameters, and multiply-adds of convolutions for one
+# image of 256 x 256. w32 and w64 have the same keys.
+OFFICIAL_SIZE = {
+    "gopro_w32": (17_111_907, 15_956_027_392),
+    "gopro_w64": (67_888_835, 63_054_979_072),
+    "sidd_w32": (29_159_715, 16_045_035_520),
+    "sidd_w64": (115_982_915, 63_236_423_680),
 }
 BLOCK_KEYS = {
     "beta",
@@ -38,12 +40,16 @@ def tiny() -> nn.Module:
     return network.eval()
 
 
-@pytest.mark.parametrize("preset", OFFICIAL_PARAMETERS)
+@pytest.mark.parametrize("preset", OFFICIAL_SIZE)
 def test_official_presets_have_the_official_size(preset: str) -> None:
+    num_parameters, num_macs = OFFICIAL_SIZE[preset]
     with torch.device("meta"):
-        network = build_network("nafnet", preset=preset)
-    assert sum(p.numel() for p in network.parameters()) == OFFICIAL_PARAMETERS[preset]
+        network, image = build_network("nafnet", preset=preset), torch.empty(1, 3, 256, 256)
+    assert sum(p.numel() for p in network.parameters()) == num_parameters
     assert len(network.state_dict()) == 664
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(image)
+    assert counter.get_total_flops() == 2 * num_macs
 
 
 def test_keys_are_the_official_ones() -> None:

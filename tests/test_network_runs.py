@@ -278,7 +278,7 @@ def _places(config: TrainConfig) -> list[tuple[str, object]]:
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("data.augment=true", "'flips_turns' or 'none', got True"),
+        ("data.augment=true", "'flips_turns', 'hflip' or 'none', got True"),
         ("optimizer.schedule=step", "got 'step'"),
         ("optimizer.hold_steps=5", "no use for; set optimizer.schedule"),
         ("data.phases=[{steps = 1, crop_px = 12, batch_size = 1}]", "data.phases.0.crop_px"),

@@ -1,6 +1,7 @@
 """`import-checkpoint` takes in published weights: all of them, as they are, and no code."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from torch import nn
 from samprior.storage import MaskStore
 from samprior.storage.errors import CheckpointError
 from samprior.storage.files import sha256_of
-from samprior.training.checkpoint import load_checkpoint, load_network, read_record
+from samprior.training.building import load_initial_weights
+from samprior.training.checkpoint import load_checkpoint, load_network, read_record, save_checkpoint
 from samprior.training.config import load_config
 from samprior.training.networks import build_network
 from samprior.training.official import import_official
@@ -109,6 +111,37 @@ def test_settings_shape_the_network(tmp_path: Path, samprior: Samprior) -> None:
     )  # fmt: skip
     assert (code, err) == (0, "")
     assert equal(load_network(tmp_path / "o.safetensors")[0], network)
+
+
+def test_counters_of_batch_norms_alone_may_be_missing(tmp_path: Path) -> None:
+    network, file = build_network("rcdnet", preset="tiny"), tmp_path / "model_best.pt"
+    whole = network.state_dict()
+    old = {key: value for key, value in whole.items() if "num_batches_tracked" not in key}
+    assert len(old) < len(whole)
+    torch.save(old, file)
+    imported = import_official(file, tmp_path / "o.safetensors", name="rcdnet", preset="tiny")
+    found, begun = load_network(file, name="rcdnet", preset="tiny")[0], deepcopy(network)
+    load_initial_weights(begun, file)
+    for loaded in (imported, found, begun):
+        assert equal(loaded, network)  # whose counters are 0
+    # Ours have them all, and a file that lacks anything else is refused for that alone.
+    save_checkpoint(tmp_path / "ours.safetensors", old, {})
+    with pytest.raises(CheckpointError, match="num_batches_tracked is missing"):
+        load_initial_weights(network, tmp_path / "ours.safetensors")
+    torch.save({key: old[key] for key in old if key != "fxnet.resx1.1.running_var"}, file)
+    with pytest.raises(
+        CheckpointError, match=r"1 differences, such as \S+running_var is missing$"
+    ) as no:
+        load_network(file, name="rcdnet", preset="tiny")
+    assert "num_batches_tracked" not in str(no.value)
+
+
+def test_counters_that_are_there_are_taken(tmp_path: Path) -> None:
+    network, file = build_network("rcdnet", preset="tiny"), tmp_path / "model_best.pt"
+    counted = {k: v + 7 if "tracked" in k else v for k, v in network.state_dict().items()}
+    torch.save(counted, file)
+    loaded = load_network(file, name="rcdnet", preset="tiny")[0].state_dict()
+    assert all(torch.equal(loaded[key], counted[key]) for key in counted)
 
 
 def test_what_does_not_fit_is_one_line_and_leaves_nothing(

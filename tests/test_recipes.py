@@ -47,8 +47,31 @@ STEPS = {
     "sidd_uformer_t": 750_000,
     "spa_efficientderain_v3": 20 * 39_906,
     "spa_efficientderain_v4": 20 * 39_906,
-    "spa_rcdnet": 100_000,
+    "spa_rcdnet": 150_000,
 }
+AUGMENTATION = {
+    # Restormer's geometric_augs and NAFNet's use_flip and use_rot are all eight turns and mirrors.
+    "gopro_nafnet": ("flips_turns", 0.0, 1.0, None),  # use_flip: true, use_rot: true
+    "gopro_restormer": ("flips_turns", 0.0, 1.0, None),  # geometric_augs: true, mixup: false
+    "gopro_uformer": ("flips_turns", 0.0, 1.0, None),  # dataset_motiondeblur.py: transform0 to 7
+    "rain13k_restormer": ("flips_turns", 0.0, 1.0, None),  # geometric_augs: true, mixup: false
+    "sidd_nafnet": ("none", 0.0, 1.0, None),  # use_flip: false, use_rot: false
+    "sidd_restormer": ("flips_turns", 1.2, 0.5, None),  # mixup: true, use_identity: true
+    "sidd_uformer": ("flips_turns", 1.2, 1.0, None),  # MixUp_AUG of all batches after epoch 5
+    "sensenoise_uformer": ("flips_turns", 1.2, 1.0, None),  # as SIDD: ours
+    # data/common.py: of hflip, vflip and rot90 only the first is no comment.
+    "rain100h_rcdnet": ("hflip", 0.0, 1.0, None),
+    "rain100l_rcdnet": ("hflip", 0.0, 1.0, None),
+    "rain1400_rcdnet": ("hflip", 0.0, 1.0, None),
+    "spa_rcdnet": ("none", 0.0, 1.0, None),  # for_spa/src/trainer.py cuts crops and no more
+    # train.py: angle_aug and geometry_aug are false by default, and no script sets them.
+    **{
+        f"{data}_efficientderain_{version}": ("none", 0.0, 1.0, rain)
+        for data in ("rain100h", "rain100l", "rain1400", "spa")
+        for version, rain in (("v3", None), ("v4", "synthetic"))  # --rainaug
+    },
+}
+"""What the authors' code and options say: turns, alpha and share of MixUp, rain layers."""
 
 
 def config_of(name: str) -> TrainConfig:
@@ -113,6 +136,18 @@ def test_restormer_s_crops_grow_as_published() -> None:
         assert sum(phase.steps for phase in config_of(name).data.phases) == 300_000
 
 
+@pytest.mark.parametrize("name", sorted(STEPS))
+def test_a_preset_augments_as_its_authors_do(name: str) -> None:
+    (wanted,) = [value for start, value in AUGMENTATION.items() if name.startswith(start)]
+    data = config_of(name).data
+    assert (data.augment, data.mixup_alpha, data.mixup_share, data.rain_layers) == wanted
+    # Such values are not ours, and must not be said to be; SenseNoise has no authors' recipe.
+    lines = preset_text(name).splitlines()
+    said = [line for line in lines if line.startswith(("augment", "mixup_"))]
+    assert said
+    assert name.startswith("sensenoise") or not any("ours" in line for line in said)
+
+
 def test_versions_of_efficientderain_differ_in_rain_alone() -> None:
     three, four = (config_of(f"spa_efficientderain_v{version}") for version in (3, 4))
     assert three.data.rain_layers is None
@@ -127,6 +162,15 @@ def test_the_headline_says_the_task(name: str) -> None:
     assert recipe.task in ("deblurring", "denoising", "deraining")
     assert recipe.about
     assert recipe.network.startswith(config_of(name).network.name)
+
+
+@pytest.mark.parametrize("name", [n for n in sorted(STEPS) if n.startswith(("sidd", "spa"))])
+def test_the_head_says_how_the_store_is_made_as_the_page_does(name: str) -> None:
+    head = preset_text(name).partition("\nout =")[0]
+    command = head[head.index("samprior precompute") :].replace("\\\n#", " ").splitlines()[0]
+    page = (Path(__file__).parents[1] / "docs" / "datasets.md").read_text("utf-8")
+    assert command.split() in [line.split() for line in page.replace("\\\n", " ").splitlines()]
+    assert f"--out {config_of(name).data.train} " in command
 
 
 # ---- by name

@@ -218,6 +218,22 @@ def test_vgg_features_have_the_documented_shapes() -> None:
     assert shapes == [(1, 256, 8, 12), (1, 512, 4, 6)]
 
 
+def test_vgg16_is_the_same_with_fewer_layers() -> None:
+    larger, lighter = build_analyzer("random-vgg"), build_analyzer("random-vgg16")
+    assert lighter.name == "random-vgg16"
+    assert lighter.strides == larger.strides
+    assert len(lighter.features) < len(larger.features)
+    image = torch.rand(1, 3, 32, 48)
+    shapes = [[features.shape for features in each(image)] for each in (larger, lighter)]
+    assert shapes[0] == shapes[1]
+
+
+def test_other_layers_than_the_usual_are_told_with_the_name() -> None:
+    usual = build_analyzer("random-vgg", layers=("relu3_4", "relu4_4"))
+    assert usual.name == "random-vgg"
+    assert build_analyzer("random-vgg16", layers=["relu2_2"]).name == "random-vgg16 at relu2_2"
+
+
 def test_layers_come_in_the_order_asked_for() -> None:
     analyzer = build_analyzer("random-vgg", layers=("relu2_2", "relu1_1"))
     assert analyzer.strides == (2, 1)
@@ -317,6 +333,9 @@ def test_unfit_weights_are_refused(tmp_path: Path) -> None:
     [
         ({"name": "vgg91"}, "did you mean 'vgg19'?"),
         ({"name": "random-vgg", "weights": Path("x.pth")}, "random-vgg takes no weights"),
+        ({"name": "random-vgg16", "weights": Path("x.pth")}, "did you mean vgg16?"),
+        ({"name": "random-vgg16", "layers": ("relu3_4",)}, "unknown layer of vgg16 'relu3_4'"),
+        ({"name": "vgg16", "layers": ("relu3_3", "relu3_3")}, "once each, got relu3_3, relu3_3"),
         ({"name": "random-vgg", "layers": ("relu9_1",)}, "unknown layer of vgg19 'relu9_1'"),
         ({"name": "random-vgg", "layers": ()}, "at least one layer"),
     ],

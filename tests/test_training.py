@@ -653,6 +653,20 @@ def test_other_analyzer_weights_are_refused_and_moved_ones_are_not(
         train(configure(*settings, f"loss.analyzer_weights={file}", NO_SGR))
 
 
+def test_the_analyzer_is_told_with_its_layers_and_neither_may_change(configure: Configure) -> None:
+    short = [f"stages.{stage}=1" for stage in ("base", "fusion", "distill")]
+    settings = ["mode=distill", "loss.analyzer=random-vgg16", *short]
+    config = configure(*settings, 'loss.analyzer_layers=["relu2_2", "relu3_3"]')
+    train(config)
+    assert summary_of(config)["analyzer"] == "random-vgg16 at relu2_2, relu3_3"
+    for other, key in (
+        (['loss.analyzer_layers=["relu2_2"]'], "analyzer_layers"),
+        (['loss.analyzer_layers=["relu2_2", "relu3_3"]', "loss.analyzer=random-vgg"], "analyzer"),
+    ):
+        with pytest.raises(CheckpointError, match=rf"config\.loss\.{key}: "):
+            train(configure(*settings, *other))
+
+
 def test_unpaired_data_is_refused(
     tmp_path: Path, configure: Configure, make_store: MakeStore
 ) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from samprior.storage.errors import ConfigError
-from samprior.training.checkpoint import load_checkpoint, load_strictly, read_official
+from samprior.training.checkpoint import load_checkpoint, load_official, load_strictly
 from samprior.training.config import LossConfig, TrainConfig
 from samprior.training.networks import build_network
 from samprior.training.networks.rain_kernels import read_rain_kernels
@@ -66,8 +66,10 @@ def load_initial_weights(network: nn.Module, file: Path) -> None:
     Raises:
         CheckpointError: the file is missing, damaged, or of another network.
     """
-    ours = file.suffix == ".safetensors"
-    load_strictly(network, load_checkpoint(file)[0] if ours else read_official(file), file)
+    if file.suffix == ".safetensors":
+        load_strictly(network, load_checkpoint(file)[0], file)
+    else:
+        load_official(network, file)
 
 
 def starts_as_network_1(config: TrainConfig, network: nn.Module, teacher: Teacher) -> bool:
@@ -89,9 +91,12 @@ def build_relation(settings: LossConfig) -> RelationLoss | None:
     """SGR as configured, or None when its weight is 0.
 
     Raises:
+        UsageError: an untrained analyzer with weights.
         CheckpointError: the analyzer's weights can't be had.
     """
     if settings.lambda_sgr == 0:
         return None
-    analyzer = build_analyzer(settings.analyzer, weights=settings.analyzer_weights)
+    analyzer = build_analyzer(
+        settings.analyzer, layers=settings.analyzer_layers, weights=settings.analyzer_weights
+    )
     return RelationLoss(analyzer, eta=settings.eta, max_regions=settings.max_regions)

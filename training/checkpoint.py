@@ -99,7 +99,7 @@ def load_network(
         if name is None:
             raise CheckpointError(f"{file}: say what it is with --network and --preset")
         network = build_network(name, preset=preset)
-        load_strictly(network, read_official(file), file)
+        load_official(network, file)
         told: dict[str, Any] = {"name": name, "preset": preset, "settings": {}}
         return network.eval(), {"network": told, "origin": file.name}
     tensors, record = load_checkpoint(file)
@@ -178,6 +178,24 @@ def read_official(file: Path) -> Tensors:
     ):
         raise CheckpointError(f"{file} holds no state dict of tensors")
     return {name.removeprefix("module."): tensor for name, tensor in content.items()}
+
+
+def load_official(module: nn.Module, file: Path) -> None:
+    """Load a published .pth file whose keys and shapes must all fit.
+
+    Only counters of batch norms may be missing, as files of old versions of torch lack them: they
+    are 0 then.
+
+    Raises:
+        CheckpointError: what `read_official` and `load_strictly` raise.
+    """
+    # No network here reads the counters: its batch norms average with a fixed momentum.
+    counters = {
+        name: torch.zeros_like(value)
+        for name, value in module.state_dict().items()
+        if name.rpartition(".")[2] == "num_batches_tracked"
+    }
+    load_strictly(module, {**counters, **read_official(file)}, file)
 
 
 def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], origin: Path) -> None:

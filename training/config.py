@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from samprior.storage.errors import ConfigError
+from samprior.training.priors.analyzers import layer_stride
 from samprior.training.recipes import find_config
 from samprior.training.sections import (
     Count,
@@ -115,6 +116,18 @@ class TrainConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _analyzer_fits_the_crops(self) -> Self:
+        if self.mode in ("plain", "control") or self.loss.lambda_sgr == 0:
+            return self
+        for layer in self.loss.analyzer_layers or ():
+            if self.data.crop_px % layer_stride(layer):
+                raise ValueError(
+                    f"data.crop_px is {self.data.crop_px}, no multiple of {layer_stride(layer)}, "
+                    f"the stride of {layer} in loss.analyzer_layers; change either"
+                )
+        return self
+
     def identity(self, stage: str) -> dict[str, Any]:
         """The settings that determine the weights a stage ends with, and no others.
 
@@ -128,6 +141,8 @@ class TrainConfig(Section):
         )
         for unused in ("train", "masks", "validation", "loader_threads"):
             del record["data"][unused]
+        if not self.data.mixup_alpha:
+            del record["data"]["mixup_share"]
         if stage == "base":
             del record["optimizer"]["extra_lr_share"]
             if self.data.phases:

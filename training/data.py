@@ -18,15 +18,20 @@ from samprior.training.mixing import RainLayers, add_rain, mix_up
 from samprior.training.priors.regions import RegionBatch, dropout_masks, keep_masks
 from samprior.training.sampling import (
     DROPOUT,
+    MIXED,
     MIXUP,
     PLACES,
     RAIN,
+    Augment,
     Draws,
     Place,
     drawn,
     image_of,
 )
 from samprior.training.turns import turn_atoms, turn_picture
+
+_FINELY = 2**32
+"""Parts that a share is told in: the most that `drawn` can tell apart."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +58,8 @@ class Crops:
     crop_px: int
     """Side of the square crops, pixels."""
     seed: int
-    augment: bool = True
-    """Flips and quarter turns."""
+    augment: Augment = "flips_turns"
+    """Random flips and quarter turns, flips left to right alone, or none."""
     min_mask_px: int = 64
     """Smaller masks of an image are left out, pixels."""
     max_mask_iou: float = 0.9
@@ -65,6 +70,8 @@ class Crops:
     """Places drawn per crop, of which the one with most mask outlines is taken; 1 draws evenly."""
     mixup_alpha: float = 0.0
     """Each crop is mixed with another one at a share from Beta(alpha, alpha); 0 mixes none."""
+    mixup_share: float = 1.0
+    """Share of the crops that are mixed."""
     rain_layers: RainLayers | None = field(default=None, compare=False, repr=False)
     """Layers (H, W) that RainMix lays over crops; None adds no rain."""
     _keep: dict[int, npt.NDArray[np.bool_]] = field(default_factory=dict, init=False, repr=False)
@@ -119,7 +126,7 @@ class Crops:
         """Add rain to the pictures (h, w, 3) of a sample, and mix them with another's."""
         if self.rain_layers is not None:
             add_rain(degraded, clean, self.rain_layers, Draws(self.seed, sample, RAIN))
-        if self.mixup_alpha:
+        if self.mixup_alpha and self._is_mixed(sample):
             draws = Draws(self.seed, sample, MIXUP)
             others = np.empty_like(degraded), np.empty_like(clean)
             self.read_pictures(self._any_place(draws), *others)
@@ -163,6 +170,11 @@ class Crops:
         rng = Draws(self.seed, sample, DROPOUT).generator()
         return keep & dropout_masks(len(keep), rng, share=self.mask_dropout)
 
+    def _is_mixed(self, sample: int) -> bool:
+        # Its own draw, so that the share never changes what a crop is mixed with.
+        (drawn_of_all,) = drawn(self.seed, sample, MIXED, _FINELY)
+        return drawn_of_all < self.mixup_share * _FINELY
+
     def _any_place(self, draws: Draws) -> Place:
         (index,) = draws.below(len(self.store))
         return self._placed(index, *draws.below(*self._room(index), 2, 4))
@@ -173,7 +185,8 @@ class Crops:
         return height - self.crop_px + 1, width - self.crop_px + 1
 
     def _placed(self, index: int, y: int, x: int, flip: int, turns: int) -> Place:
-        return Place(index, y, x, bool(flip and self.augment), turns if self.augment else 0)
+        flips, turned = self.augment != "none", self.augment == "flips_turns"
+        return Place(index, y, x, bool(flip and flips), turns if turned else 0)
 
     def _kept(self, index: int) -> npt.NDArray[np.bool_]:
         """Which masks of an image are worth fusing; found once (100 bytes an image)."""

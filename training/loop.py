@@ -97,12 +97,13 @@ def _batches(run: StageRun, store: MaskStore) -> Iterator[RawBatch]:
             store=store,
             crop_px=phase.crop_px,
             seed=config.seed,
-            augment=data.augment == "flips_turns",
+            augment=data.augment,
             min_mask_px=data.min_mask_px,
             max_mask_iou=data.max_mask_iou,
             mask_dropout=stage.mask_dropout,
             outline_tries=data.outline_tries,
             mixup_alpha=data.mixup_alpha,
+            mixup_share=data.mixup_share,
             rain_layers=rain_layers,
         )
         yield from CropLoader(

@@ -8,7 +8,7 @@ from torch import nn
 
 from samprior.storage.errors import UsageError
 from samprior.storage.files import sha256_of
-from samprior.training.checkpoint import load_strictly, read_official, save_checkpoint
+from samprior.training.checkpoint import load_official, save_checkpoint
 from samprior.training.networks import build_network
 
 
@@ -22,8 +22,8 @@ def import_official(
 ) -> nn.Module:
     """Write the weights in a published `file` to `out` (.safetensors), which says what it is.
 
-    Only tensors are read, and all keys and shapes must be those of the network. The record names
-    the file and its SHA-256.
+    Only tensors are read, and all keys and shapes must be those of the network; counters of batch
+    norms alone may be missing (`load_official`). The record names the file and its SHA-256.
 
     Returns:
         The network with these weights, in eval mode.
@@ -37,7 +37,7 @@ def import_official(
         raise UsageError(f"checkpoints end in .safetensors, got {out}")
     given = dict(settings or {})
     network = build_network(name, preset=preset, **given)
-    load_strictly(network, read_official(file), file)
+    load_official(network, file)
     record = {
         "network": {"name": name, "preset": preset, "settings": given},
         "origin": {"file": file.name, "sha256": sha256_of(file)},

@@ -8,13 +8,16 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-PLACES, DROPOUT, MIXUP, RAIN, LAYERS = range(5)
+PLACES, DROPOUT, MIXUP, RAIN, LAYERS, MIXED = range(6)
 """What draws are for; each purpose has its own, so that one never moves the other."""
+
+Augment = Literal["flips_turns", "hflip", "none"]
+"""How crops are turned: mirrored and by quarter turns, mirrored left to right alone, not at all."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from samprior.storage.errors import UsageError
+from samprior.training.priors.analyzers import check_layers
+from samprior.training.sampling import Augment
+
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -55,10 +59,12 @@ class DataConfig(Section):
     """Crops per step."""
     phases: tuple[PhaseConfig, ...] = ()
     """Sizes of base in turn; later stages take crop_px and batch_size, or else the last phase's."""
-    augment: Literal["flips_turns", "none"] = "flips_turns"
-    """Random flips and quarter turns, of images and masks alike."""
+    augment: Augment = "flips_turns"
+    """Random flips and quarter turns, or hflip: left to right alone; of images and masks alike."""
     mixup_alpha: Weight = 0.0
     """Each crop is mixed with another at a share from Beta(alpha, alpha), masks stay; 0 is off."""
+    mixup_share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Share of the crops that are mixed, drawn for each by its number; the others stay as read."""
     rain_layers: str | None = None
     """Folder of rain streak pictures, or synthetic: RainMix lays them over crops; None is off."""
     min_mask_px: Count = 64
@@ -80,6 +86,15 @@ class DataConfig(Section):
             return values
         sizes = {key: phases[-1][key] for key in ("crop_px", "batch_size") if key in phases[-1]}
         return {**sizes, **values}
+
+    @model_validator(mode="after")
+    def _shares_what_is_mixed(self) -> Self:
+        if self.mixup_share < 1 and not self.mixup_alpha:
+            raise ValueError(
+                f"data.mixup_share is {self.mixup_share}, but data.mixup_alpha of 0 mixes nothing; "
+                "set data.mixup_alpha, such as 1.2, or leave out data.mixup_share"
+            )
+        return self
 
     @property
     def largest_crop_px(self) -> int:
@@ -192,14 +207,25 @@ class LossConfig(Section):
     start goes with fusion.image = restored, and not with joint."""
     lambda_sgr: Weight = 0.1
     """Weight of the relation term; 0 needs no analyzer."""
-    analyzer: Literal["vgg19", "random-vgg"] = "vgg19"
-    """Frozen feature network of SGR; random-vgg is seeded and untrained, for offline work."""
+    analyzer: Literal["vgg19", "vgg16", "random-vgg", "random-vgg16"] = "vgg19"
+    """Frozen feature network of SGR; vgg16 is lighter, random ones are seeded and untrained."""
+    analyzer_layers: tuple[str, ...] | None = None
+    """Its layers that SGR compares, such as relu3_4; None takes the last of blocks 3 and 4."""
     analyzer_weights: Path | None = None
     """File of the ImageNet weights; None downloads them."""
     eta: Weight = 0.1
     """Weight of SGR's node term against its relation term."""
     max_regions: Positive = 32
     """Largest regions of a crop that enter SGR."""
+
+    @model_validator(mode="after")
+    def _analyzer_has_its_layers(self) -> Self:
+        if self.analyzer_layers is not None:
+            try:
+                check_layers(self.analyzer, self.analyzer_layers)
+            except UsageError as error:
+                raise ValueError(f"loss.analyzer_layers: {error}") from error
+        return self
 
 
 class FusionConfig(Section):

@@ -19,7 +19,8 @@ _GOPRO = {"enc_blocks": (1, 1, 1, 28), "middle_blocks": 1, "dec_blocks": (1, 1, 
 _SIDD = {"enc_blocks": (2, 2, 4, 8), "middle_blocks": 12, "dec_blocks": (2, 2, 2, 2)}
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    # 17.11, 67.89, 29.16 and 115.98 million parameters
+    # 17.11, 67.89, 29.16 and 115.98 million parameters; 15.96, 63.05, 16.05 and 63.24 GMACs at
+    # 256 x 256
     "gopro_w32": {"width": 32, **_GOPRO},
     "gopro_w64": {"width": 64, **_GOPRO},
     "sidd_w32": {"width": 32, **_SIDD},

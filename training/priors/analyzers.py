@@ -21,7 +21,13 @@ _CONVOLUTIONS = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
 _CHANNELS = (64, 128, 256, 512, 512)
 _DEFAULT_LAYERS = {"vgg16": ("relu3_3", "relu4_3"), "vgg19": ("relu3_4", "relu4_4")}
 _PUBLISHED = {"vgg16": VGG16_Weights.IMAGENET1K_V1, "vgg19": VGG19_Weights.IMAGENET1K_V1}
-ANALYZERS = ("vgg19", "vgg16", "random-vgg")
+_ARCHITECTURES = {
+    "vgg19": "vgg19",
+    "vgg16": "vgg16",
+    "random-vgg": "vgg19",
+    "random-vgg16": "vgg16",
+}
+ANALYZERS = tuple(_ARCHITECTURES)
 """Names that `build_analyzer` knows."""
 
 
@@ -50,7 +56,7 @@ class VggAnalyzer(nn.Module):
     `build_analyzer` does that. Their keys are torchvision's (`features.0.weight`, ...).
 
     Raises:
-        UsageError: a layer that the architecture doesn't have.
+        UsageError: no layer, one twice, or one that the architecture doesn't have.
     """
 
     mean: Tensor
@@ -59,13 +65,10 @@ class VggAnalyzer(nn.Module):
     def __init__(self, architecture: str, *, layers: Sequence[str], name: str) -> None:
         super().__init__()
         self.name = name
+        _check_layers(architecture, layers)
         modules, places = _vgg_layers(_CONVOLUTIONS[architecture])
-        for layer in layers:
-            check_choice(f"layer of {architecture}", layer, places)
-        if not layers:
-            raise UsageError(f"{architecture} needs at least one layer, such as relu3_3")
         self.taps = tuple(places[layer] for layer in layers)
-        self.strides = tuple(2 ** (int(layer[4]) - 1) for layer in layers)
+        self.strides = tuple(layer_stride(layer) for layer in layers)
         self.features = nn.Sequential(*modules[: max(self.taps) + 1])
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406])[:, None, None], False)
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225])[:, None, None], False)
@@ -94,34 +97,62 @@ def build_analyzer(
     weights: Path | None = None,
     seed: int = 0,
 ) -> VggAnalyzer:
-    """Make the semantic analyzer `vgg19`, `vgg16` (both ImageNet) or `random-vgg`.
+    """Make the semantic analyzer `vgg19`, `vgg16` (both ImageNet), `random-vgg` or `random-vgg16`.
 
     Args:
-        name: `random-vgg` is an untrained vgg19: the control that tells what ImageNet adds, and
-            what works without a download.
+        name: `random-vgg` is an untrained vgg19, `random-vgg16` an untrained vgg16: the controls
+            that tell what ImageNet adds, and what works without a download.
         layers: names such as `relu3_4` (block, convolution); None means the last of blocks 3 and
             4, with strides of 4 and 8 pixels.
         weights: a state dict with torchvision's keys in place of the published one, which
-            torchvision downloads (548 MB for vgg19) and checks once.
-        seed: of `random-vgg` alone. The global random state is neither used nor changed.
+            torchvision downloads (548 MB for vgg19, 528 MB for vgg16) and checks once.
+        seed: of the untrained ones alone. The global random state is neither used nor changed.
 
     Raises:
-        UsageError: an unknown name or layer, or weights for `random-vgg`.
+        UsageError: an unknown name or layer, or weights for an untrained one.
         CheckpointError: the weights can't be had, or don't fit.
     """
     check_choice("analyzer", name, ANALYZERS)
-    architecture = "vgg19" if name == "random-vgg" else name
-    layers = _DEFAULT_LAYERS[architecture] if layers is None else layers
+    architecture = _ARCHITECTURES[name]
+    usual = _DEFAULT_LAYERS[architecture]
+    layers = usual if layers is None else tuple(layers)
     label = name if weights is None else f"{name} ({weights.name})"
+    label += "" if layers == usual else f" at {', '.join(layers)}"
     analyzer = VggAnalyzer(architecture, layers=layers, name=label)
-    if name != "random-vgg":
+    if name == architecture:
         source, state = _vgg_state(name, weights)
         _load_state(analyzer, state, source)
     elif weights is None:
         _fill_at_random(analyzer, seed)
     else:
-        raise UsageError(f"random-vgg takes no weights, got {weights}; did you mean vgg19?")
+        raise UsageError(f"{name} takes no weights, got {weights}; did you mean {architecture}?")
     return analyzer
+
+
+def check_layers(name: str, layers: Sequence[str]) -> None:
+    """Do nothing if the analyzer `name` can give the features of these layers.
+
+    Raises:
+        UsageError: an unknown name, no layer, one twice, or one that it doesn't have.
+    """
+    check_choice("analyzer", name, ANALYZERS)
+    _check_layers(_ARCHITECTURES[name], layers)
+
+
+def layer_stride(layer: str) -> int:
+    """Pixels from one feature to the next at a layer such as `relu3_4`."""
+    return int(2 ** (int(layer[4]) - 1))
+
+
+def _check_layers(architecture: str, layers: Sequence[str]) -> None:
+    counts = _CONVOLUTIONS[architecture]
+    known = [f"relu{block}_{n + 1}" for block, count in enumerate(counts, 1) for n in range(count)]
+    for layer in layers:
+        check_choice(f"layer of {architecture}", layer, known)
+    if not layers:
+        raise UsageError(f"{architecture} needs at least one layer, such as relu3_3")
+    if len(set(layers)) < len(layers):
+        raise UsageError(f"layers of {architecture} count once each, got {', '.join(layers)}")
 
 
 def _vgg_layers(convolutions: Sequence[int]) -> tuple[list[nn.Module], dict[str, int]]:
