@@ -250,7 +250,7 @@ def report(
 
 
 def _dry_run(target: "Target", maker: "Segmented", source: "Source", *, out: Path | str) -> None:
-    from samprior.pipeline.job import estimate
+    from samprior.pipeline.estimate import estimate
     from samprior.storage.survey import counted
 
     left = target.left()

@@ -4,15 +4,11 @@ Paths go in and receipts come out; no pixel enters Ray's object store. The same 
 in this process with `workers=0`, for debugging and for machines without Ray.
 """
 
-import tempfile
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
-
-import numpy as np
 
 from samprior.pipeline.crew import Crew
 from samprior.pipeline.events import (
@@ -30,7 +26,7 @@ from samprior.pipeline.job_record import JobRecord
 from samprior.pipeline.plan import ShardPlan, Source, keys_of, pending
 from samprior.pipeline.shortages import told_plainly
 from samprior.pipeline.worker import MaskMaker, MasksOf, ShardWorker, inputs_of
-from samprior.storage.errors import ImageError, StoreError
+from samprior.storage.errors import StoreError
 from samprior.storage.files import STAGED_SUFFIX, remove_drafts
 from samprior.storage.growth import cut, is_grown, write_listing
 from samprior.storage.header import JOB
@@ -39,12 +35,10 @@ from samprior.storage.manifest import Header, Receipt
 from samprior.storage.places import LocalFolder, Place, is_file, open_place
 
 __all__ = [
-    "Estimate",
     "JobResult",
     "MaskMaker",
     "MasksOf",
     "Progress",
-    "estimate",
     "run_job",
 ]
 
@@ -143,50 +137,6 @@ def run_job(
             result = _result(plan, form.each_receipt(place), place.url, shards_written=len(todo))
             form.finish(place, header)
     return result
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What a job would cost, from a few probe images."""
-
-    num_probes: int
-    seconds_per_image: float
-    """On one worker, the loading of the segmenter left out."""
-    bytes_per_image: float
-
-
-def estimate(
-    plan: Sequence[ShardPlan],
-    maker: MaskMaker,
-    *,
-    source: Source,
-    paired: bool,
-    form: Form = ZARR,
-    num_probes: int = 3,
-) -> Estimate:
-    """Segment and store evenly spaced images in a temporary folder, and measure.
-
-    Raises:
-        ImageError: none of the probes could be used.
-    """
-    pairs = [pair for shard in plan for pair in shard.pairs]
-    places = np.linspace(0, len(pairs) - 1, min(num_probes, len(pairs))).round().astype(int)
-    probes = ShardPlan(0, tuple(pairs[place] for place in places))
-    with tempfile.TemporaryDirectory(prefix="samprior-probe-") as folder:
-        worker = ShardWorker(
-            Path(folder), maker, source=source, paired=paired, store_shard=form.write_shard
-        )
-        worker.load()
-        started = time.monotonic()
-        receipt = worker.write(probes)
-        elapsed_s = time.monotonic() - started
-    if not receipt.keys:
-        raise ImageError("no probe image could be used: " + "; ".join(receipt.quarantined.values()))
-    return Estimate(
-        num_probes=len(receipt.keys),
-        seconds_per_image=elapsed_s / len(probes.pairs),
-        bytes_per_image=receipt.stored_bytes / len(receipt.keys),
-    )
 
 
 def _teller(hold: Hold[Any], progress: Progress | None, listen: Listener | None) -> Listener:

@@ -17,9 +17,10 @@ from PIL import Image
 from ray import cloudpickle
 
 from samprior.pipeline.datasets import Pair
+from samprior.pipeline.estimate import estimate
 from samprior.pipeline.events import Event, ShardWritten
 from samprior.pipeline.forms import WEBDATASET
-from samprior.pipeline.job import JobResult, MaskMaker, MasksOf, estimate, run_job
+from samprior.pipeline.job import JobResult, MaskMaker, MasksOf, run_job
 from samprior.pipeline.makers import Segmented
 from samprior.pipeline.plan import ShardPlan, input_bytes, pending, plan_header, plan_shards
 from samprior.pipeline.ray_session import ray_session

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from samprior.pipeline.datasets import Pair
+from samprior.pipeline.estimate import estimate
 from samprior.pipeline.forms import WEBDATASET, ZARR, Form
-from samprior.pipeline.job import JobResult, MasksOf, estimate, run_job
+from samprior.pipeline.job import JobResult, MasksOf, run_job
 from samprior.pipeline.plan import plan_header, plan_shards
 from samprior.storage import MaskSet, MaskStore
 from samprior.storage.errors import BusyError, StoreError, UsageError
