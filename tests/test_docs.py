@@ -89,7 +89,9 @@ def test_commands_are_accepted(arguments: list[str]) -> None:
     if arguments[0] == "train":
         overrides = values["overrides"]
         needed = () if values["config"] is None else ("data.train=x", "out=x")
-        load_config(None, [*needed, *overrides])
+        short = {"network.name": values["network"], "network.init": values["init"]}
+        named = [f"{key}={value}" for key, value in short.items() if value is not None]
+        load_config(None, [*needed, *overrides, *named])
     if arguments[0] == "precompute":
         settings = tomllib.loads("\n".join(values["settings"]))
         segmenter_settings(values["segmenter"], **settings)
