@@ -34,7 +34,7 @@ from samprior.pipeline.holding import hold_for_life
 from samprior.pipeline.ledger import MAX_LOSSES, Ledger, Loss, Task
 from samprior.pipeline.plan import ShardPlan
 from samprior.pipeline.ray_session import Session, first_line
-from samprior.pipeline.worker import IDLE, Look, MaskMaker, ShardWorker
+from samprior.pipeline.worker import IDLE, Look, MaskMaker, ShardWorker, UnfitError
 from samprior.storage.errors import SampriorError, StoreError
 from samprior.storage.places import Place
 
@@ -46,6 +46,13 @@ ANSWERING_S = 2.0
 
 MAX_LOADING_LOSSES = 5
 """Workers that may end one after the other while they load, with none that succeeds."""
+
+MAX_UNFIT = 5
+"""Workers that may lack memory or a GPU in a row before any task of the job was done."""
+
+COLD = 10
+"""How many times as long as others a worker's first image may take, with which libraries are
+loaded and programs compiled."""
 
 _LOST = (
     RayActorError,
@@ -111,6 +118,8 @@ class _Member:
     """Monotonic time of that."""
     since: float = 0.0
     """Monotonic time when its task began, or it last got on with it."""
+    is_warm: bool = False
+    """Whether it has made an image."""
     overdue: tuple[Pair, ...] | None = None
     """It was ended because these images took too long; none: it isn't known which did."""
 
@@ -151,6 +160,10 @@ class Pool:
         self.running: dict[Any, _Member] = {}
         """By the answer that is waited for: to `begin`, or to the task at hand."""
         self.lost_loading = 0
+        self.is_fit = False
+        """Whether any task was done."""
+        self.num_unfit = 0
+        """Workers that lacked memory or a GPU before that."""
         self.polled = 0.0
 
     def run(self) -> None:
@@ -212,7 +225,11 @@ class Pool:
         try:
             value = ray.get(answer)
         except RayTaskError as error:
-            raise _cause(error) from error
+            cause = _cause(error)
+            if not isinstance(cause, UnfitError):
+                raise cause from error
+            self._lose_unfit(member, cause)
+            return
         except _LOST as error:
             if isinstance(error, ActorUnavailableError) and member.overdue is None:
                 self._ask_again(member)
@@ -228,6 +245,7 @@ class Pool:
             self.lost_loading = 0
         else:
             self.ledger.finish(task)
+            member.is_warm = self.is_fit = True
         if isinstance(value, Written) and task is not None:
             self._count(task.shard, value)
 
@@ -240,6 +258,23 @@ class Pool:
         self.tell(
             ShardWritten(shard.shard, len(shard.pairs), written.num_masks, written.stored_bytes)
         )
+
+    def _lose_unfit(self, member: _Member, error: UnfitError) -> None:
+        """Replace an actor whose process lacks memory or a GPU, as if it had ended.
+
+        Raises:
+            UnfitError: that is all that has happened so far: it is the machine.
+        """
+        self.num_unfit += not self.is_fit
+        if self.num_unfit == MAX_UNFIT:
+            raise error
+        task, member.task = member.task, None
+        self.members.remove(member)
+        ray.kill(member.actor)
+        self.tell(WorkerLost(first_line(error), task.shard.shard if task else None))
+        if task:
+            loss = Loss(first_line(error), f"{error.reason}, {_TIMES}")
+            self.ledger.lose(task, loss, at=_named(task, [error.key]))
 
     def _ask_again(self, member: _Member) -> None:
         """Have Ray say what became of an actor that can't be reached: it dies of a task, or goes
@@ -335,6 +370,7 @@ class Pool:
                 except (*_LOST, RayTaskError):
                     member.looking = None
                     continue  # shows in the answer to the task itself
+                member.is_warm |= look.images > look.quarantined
                 if look != member.look:
                     member.look, member.since = look, now
                 member.looking, member.answered = None, now
@@ -346,7 +382,8 @@ class Pool:
         is_storing = look != IDLE and not look.at
         if task is None or member.overdue is not None or is_storing:
             return
-        if now - member.since > timeout_s * max(1, len(look.at)):
+        patience = 1 if member.is_warm else COLD
+        if now - member.since > patience * timeout_s * max(1, len(look.at)):
             # A worker that answers is where it says. One that doesn't (a loop in compiled code
             # stops all of its threads) may have gone on to another image since.
             is_answering = now - member.answered < ANSWERING_S

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, Self, TypeVar, runtime_checkable
 
 from samprior.pipeline.datasets import Pair
 from samprior.pipeline.plan import ShardPlan, Source, input_bytes
@@ -75,6 +75,19 @@ class MaskMaker(Protocol):
 
     def build(self) -> MasksOf:
         """Load what is needed; called once per worker."""
+
+
+class UnfitError(StoreError):
+    """A worker's process lacks memory or its GPU failed, with an image that may be why."""
+
+    def __init__(self, message: str, *, key: str, reason: str) -> None:
+        super().__init__(message)
+        self.key = key
+        self.reason = reason
+        """What the receipt says of the image if it does so again and again."""
+
+    def __reduce__(self) -> tuple[Callable[..., Self], tuple[str]]:
+        return partial(type(self), key=self.key, reason=self.reason), (str(self),)
 
 
 def inputs_of(maker: MaskMaker, pair: Pair) -> Inputs:
@@ -258,14 +271,19 @@ def _tried(pair: Pair, work: Callable[[], T]) -> T | str:
         if isinstance(error, OSError):
             raise
         if is_out_of_memory(error):
-            raise StoreError(
+            raise UnfitError(
                 f"out of memory at {pair.key}; finished shards are kept. Run again with fewer "
-                "--workers, or where there is more"
+                "workers, or where there is more; with --workers 1 or more a single image that "
+                "needs too much is quarantined",
+                key=pair.key,
+                reason="out of memory",
             ) from error
         if is_of_the_gpu(error):
-            raise StoreError(
+            raise UnfitError(
                 f"the GPU failed at {pair.key} ({_first_line(error)}); finished shards are kept. "
-                "Run the same command again"
+                "Run the same command again",
+                key=pair.key,
+                reason="the GPU failed",
             ) from error
         if isinstance(error, ImageError) and has_vanished(pair):
             raise MachineError(

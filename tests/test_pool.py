@@ -38,7 +38,7 @@ from samprior.pipeline.sam_segmenter import SamSettings
 from samprior.pipeline.segmenters import segmenter_settings
 from samprior.pipeline.worker import IDLE
 from samprior.storage import MaskSet, MaskStore
-from samprior.storage.errors import BusyError, UsageError
+from samprior.storage.errors import BusyError, StoreError, UsageError
 from samprior.storage.images import Rgb, write_png
 from samprior.storage.verify import verify_store
 
@@ -57,6 +57,10 @@ class Whole:
     loop_at: str = ""
     stall: Callable[[], None] | None = None
     fail_at: str = ""
+    """Keys at which `error` is raised."""
+    error: Exception = RuntimeError("no convergence")  # noqa: RUF009  # never changed
+    cold_s: float = 0.0
+    """Time that a worker's first image takes beside its own."""
 
     def describe(self) -> dict[str, Any]:
         return {"segmenter": "whole"}
@@ -67,13 +71,19 @@ class Whole:
     def build(self) -> MasksOf:
         with self.log.open("a") as stream:
             stream.write(f"{os.getpid()}\n")
-        return self._masks_of
+        left_s = [self.cold_s]
+
+        def masks_of(pair: Pair, image: Rgb) -> MaskSet:
+            time.sleep(left_s.pop() if left_s else 0.0)
+            return self._masks_of(pair, image)
+
+        return masks_of
 
     def _masks_of(self, pair: Pair, image: Rgb) -> MaskSet:
         if pair.key == self.loop_at and self.stall:
             self.stall()
-        if pair.key == self.fail_at:
-            raise RuntimeError("no convergence")
+        if pair.key in list(self.fail_at):
+            raise self.error
         return MaskSet.from_masks(np.ones((1, *image.shape[:2]), bool), mean=[image.mean()])
 
 
@@ -135,8 +145,12 @@ def test_each_worker_builds_its_segmenter_once(tmp_path: Path, pairs: list[Pair]
 @pytest.mark.usefixtures("private_ray")
 @pytest.mark.parametrize("stall", [loop_in_python, loop_in_compiled_code])
 def test_an_endless_image_is_found_and_quarantined(
-    tmp_path: Path, pairs: list[Pair], stall: Callable[[], None]
+    tmp_path: Path,
+    pairs: list[Pair],
+    monkeypatch: pytest.MonkeyPatch,
+    stall: Callable[[], None],
 ) -> None:
+    monkeypatch.setattr(pool, "COLD", 1)  # the replaced workers have nothing to load
     events: list[Event] = []
     maker = Whole(tmp_path / "log", loop_at="5", stall=stall)
     crew = Crew(workers=1, image_timeout_s=TIMEOUT_S)
@@ -150,6 +164,38 @@ def test_an_endless_image_is_found_and_quarantined(
     assert {event.shard for event in lost} == {1}
     if stall is loop_in_python:
         assert len(lost) == 2, "the worker said itself which image it was at"
+
+
+@pytest.mark.usefixtures("private_ray")
+def test_a_slow_first_image_of_each_worker_is_nobody_s_fault(
+    tmp_path: Path, pairs: list[Pair]
+) -> None:
+    maker = Whole(tmp_path / "log", cold_s=3.0)
+    crew = Crew(workers=1, image_timeout_s=1.0)
+    assert run(tmp_path / "out", pairs, maker, workers=crew).quarantined == {}
+
+
+@pytest.mark.usefixtures("private_ray")
+def test_an_image_that_needs_too_much_is_quarantined_and_the_rest_is_finished(
+    tmp_path: Path, pairs: list[Pair]
+) -> None:
+    events: list[Event] = []
+    maker = Whole(tmp_path / "log", fail_at="5", error=MemoryError())
+    result = run(tmp_path / "out", pairs, maker, workers=1, listen=events.append)
+    assert result.quarantined == {"5": "out of memory, 2 times when this image was tried alone"}
+    assert MaskStore.open(tmp_path / "out").require_complete().keys == tuple("0123467")
+    lost = [event for event in events if isinstance(event, WorkerLost)]
+    assert len(lost) == 2, "each time the worker said which image it was at, and was replaced"
+
+
+@pytest.mark.usefixtures("private_ray")
+def test_a_machine_that_has_too_little_for_any_image_is_told(
+    tmp_path: Path, pairs: list[Pair]
+) -> None:
+    maker = Whole(tmp_path / "log", fail_at="01234567", error=MemoryError())
+    with pytest.raises(StoreError, match=r"out of memory at .*fewer workers"):
+        run(tmp_path / "out", pairs, maker, workers=1)
+    assert MaskStore.open(tmp_path / "out").missing_shards == [0, 1]
 
 
 @pytest.mark.usefixtures("private_ray")
