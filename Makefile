@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 help:
 	@echo "make demo       set up everything and run the whole path on embedded photographs"
 	@echo "make test       set up everything and run the tests"
-	@echo "make chaos      kill a small precompute job 30 times at random"
+	@echo "make chaos      kill a small precompute job 30 times, and change the machines of another"
 	@echo "make lint       formatting, lint rules, types, spelling"
 	@echo "make benchmark  time samprior against named peers"
 	@echo "make clean      remove what these made"

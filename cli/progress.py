@@ -97,5 +97,5 @@ class _Lines:
             speed = f"{rate:.2f}/s, {(total - done) / rate:.0f} s left"
         else:
             speed = "done before" if self.ended else "starting"
-        line = f"{self.title}: {done}/{total} {self.unit}s, {speed} {self.remark}"
-        print(line.rstrip(), file=sys.stderr, flush=True)
+        told = (f"{self.title}: {done}/{total} {self.unit}s", speed, self.remark)
+        print(", ".join(filter(None, told)), file=sys.stderr, flush=True)

@@ -31,10 +31,10 @@ from samprior.pipeline.plan import ShardPlan, Source, keys_of, pending
 from samprior.pipeline.shortages import told_plainly
 from samprior.pipeline.worker import MaskMaker, MasksOf, ShardWorker, inputs_of
 from samprior.storage.errors import ImageError, StoreError
-from samprior.storage.files import LOCK, STAGED_SUFFIX, remove_drafts
+from samprior.storage.files import STAGED_SUFFIX, remove_drafts
 from samprior.storage.growth import cut, is_grown, write_listing
 from samprior.storage.header import JOB
-from samprior.storage.locks import Hold, only_writer_of
+from samprior.storage.locks import LOCK, Hold, only_writer_of
 from samprior.storage.manifest import Header, Receipt
 from samprior.storage.places import LocalFolder, Place, is_file, open_place
 
@@ -115,9 +115,7 @@ def run_job(
             _claim(place, header, keys_of(plan), form, append=append)
             if record is not None:
                 record.leave_in(place)
-            if place.local is not None:
-                for folder in (place.local, place.local / "shards", place.local / "receipts"):
-                    remove_drafts(folder)
+            _remove_drafts(place)
             todo = pending(
                 plan,
                 form.each_receipt(place),
@@ -141,6 +139,7 @@ def run_job(
             elif todo:
                 _run_here(todo, ShardWorker(place, maker, **arguments), tell)
             hold.check()
+            _remove_drafts(place)  # of workers that were lost meanwhile
             result = _result(plan, form.each_receipt(place), place.url, shards_written=len(todo))
             form.finish(place, header)
     return result
@@ -201,6 +200,13 @@ def _teller(hold: Hold[Any], progress: Progress | None, listen: Listener | None)
             progress(event.images_done, event.images_to_do)
 
     return tell
+
+
+def _remove_drafts(place: Place) -> None:
+    """Remove what killed writers left in a folder; an object store has no drafts."""
+    if place.local is not None:
+        for folder in (place.local, place.local / "shards", place.local / "receipts"):
+            remove_drafts(folder)
 
 
 def _started(plan: Sequence[ShardPlan], todo: Sequence[ShardPlan]) -> Started:

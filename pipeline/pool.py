@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import (
+    ActorUnavailableError,
     LocalRayletDiedError,
     NodeDiedError,
     ObjectLostError,
@@ -54,6 +55,9 @@ _LOST = (
     NodeDiedError,
     ObjectLostError,
 )
+
+_NODE_DIED = "because its node has died"
+"""In Ray's text; of an actor that was not placed yet, nothing else tells that."""
 
 _TIMES = f"{MAX_LOSSES} times when this image was tried alone"
 
@@ -210,7 +214,13 @@ class Pool:
         except RayTaskError as error:
             raise _cause(error) from error
         except _LOST as error:
-            self._lose(member, error)
+            if isinstance(error, ActorUnavailableError) and member.overdue is None:
+                self._ask_again(member)
+            else:
+                self._lose(member, error)
+            return
+        if isinstance(value, Look):
+            self._let_go(member)
             return
         task, member.task = member.task, None
         if task is None:
@@ -231,6 +241,22 @@ class Pool:
             ShardWritten(shard.shard, len(shard.pairs), written.num_masks, written.stored_bytes)
         )
 
+    def _ask_again(self, member: _Member) -> None:
+        """Have Ray say what became of an actor that can't be reached: it dies of a task, or goes
+        down with its machine, which Ray knows only some seconds later.
+        """
+        self.session.check()
+        self.running[member.actor.look.remote()] = member
+
+    def _let_go(self, member: _Member) -> None:
+        """Forget an actor that lives, while the answer to its task was lost on the way."""
+        task, member.task = member.task, None
+        self.members.remove(member)
+        ray.kill(member.actor)
+        self.tell(WorkerLost("it could not be reached", task.shard.shard if task else None))
+        if task:
+            self.ledger.take_back(task)
+
     def _lose(self, member: _Member, error: Exception) -> None:
         """Forget an actor that was lost; calls to one that Ray starts again may fail as well."""
         self.session.check()
@@ -239,13 +265,19 @@ class Pool:
         ray.kill(member.actor)
         why = self._why(member, error)
         self.tell(WorkerLost(why, task.shard.shard if task else None))
-        if member.node is not None and not self.session.has_node(member.node):
+        if self._is_machine_lost(member, error):
             if task:
                 self.ledger.take_back(task)
         elif task:
             self.ledger.lose(task, Loss(why, self._reason(member, error)), at=member.overdue or ())
         else:
             self._lose_loading(why)
+
+    def _is_machine_lost(self, member: _Member, error: Exception) -> bool:
+        """Whether an actor was lost with its machine, of which nobody is accused."""
+        if member.node is not None and not self.session.has_node(member.node):
+            return True
+        return _NODE_DIED in str(error)
 
     def _lose_loading(self, why: str) -> None:
         self.lost_loading += 1
@@ -301,6 +333,7 @@ class Pool:
                 try:
                     look: Look = ray.get(member.looking)
                 except (*_LOST, RayTaskError):
+                    member.looking = None
                     continue  # shows in the answer to the task itself
                 if look != member.look:
                     member.look, member.since = look, now

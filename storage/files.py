@@ -9,9 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from samprior.storage.locks import LOCK as LOCK
-from samprior.storage.locks import only_writer as only_writer
-
 STAGED_SUFFIX = ".part"
 """Ending of everything unfinished; nothing that ends so is ever read as data."""
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from samprior.storage.errors import StoreError, UnreachableError
-from samprior.storage.files import LOCK, is_draft
-from samprior.storage.locks import only_writer_of
+from samprior.storage.files import is_draft
+from samprior.storage.locks import LOCK, only_writer_of
 from samprior.storage.mask_sets import FOLDER, is_name, set_name
 from samprior.storage.places import Place, open_place
 from samprior.storage.verify_checks import Check, StoreCheck, TarCheck, Verification

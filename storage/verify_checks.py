@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from samprior.storage.errors import StoreError, UnreachableError
-from samprior.storage.files import LOCK, is_draft
+from samprior.storage.files import is_draft
 from samprior.storage.growth import LISTING
 from samprior.storage.header import HEADER_COPY, JOB
+from samprior.storage.locks import LOCK
 from samprior.storage.manifest import Receipt, receipt_name, receipt_shards, shard_name
 from samprior.storage.mask_sets import FOLDER
 from samprior.storage.places import Place, joined

@@ -1,13 +1,15 @@
 """Kill a small real job at random moments until it is done, and compare the store.
 
-    python tests/chaos.py [--kills 30] [--seed 0]
+    python tests/chaos.py [--kills 30] [--changes 12] [--seed 0]
 
 `make chaos` runs it. The job is a process of its own, `python tests/chaos.py job ...`; what is
-killed by SIGKILL is that driver, one of its Ray workers, or Ray's own raylet.
+killed by SIGKILL is that driver, one of its Ray workers, or Ray's own raylet. Then the same on a
+small Ray cluster that loses and gains machines, and whose workers are killed.
 """
 
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -15,7 +17,8 @@ import tempfile
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +29,7 @@ from ray import cloudpickle
 
 from samprior.pipeline.crew import Crew
 from samprior.pipeline.datasets import Pair
-from samprior.pipeline.events import to_record
+from samprior.pipeline.events import Event, Progressed, ShardWritten, WorkerLost, to_record
 from samprior.pipeline.job import run_job
 from samprior.pipeline.plan import plan_header, plan_shards
 from samprior.pipeline.worker import MasksOf
@@ -43,8 +46,18 @@ MARK = "SAMPRIOR_CHAOS"
 
 PER_SHARD = 4
 
+JOINING_S = 20.0
+"""At most so long it is waited for the worker of a machine that joins; Ray may have placed it on
+another one whose loss it hasn't noticed yet."""
+
 TARGETS = ("driver", "worker", "worker", "worker", "raylet")
-"""What is killed, as often as it is named."""
+"""What is killed, as often as it is named, in any order."""
+
+COMMANDS = {"worker": "ray::RayWorker", "raylet": "raylet/raylet"}
+"""What is in the command lines of processes."""
+
+MAX_MACHINES = 3
+"""Of a cluster, with room for one worker each."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +116,8 @@ class Report:
     """What the job survived."""
 
     kills: Counter[str] = field(default_factory=Counter)
+    machines: Counter[str] = field(default_factory=Counter)
+    """Lost and joined."""
     runs: int = 0
     rounds: int = 0
     """Stores that were made, each byte for byte the reference."""
@@ -112,11 +127,12 @@ class Report:
 
     def __str__(self) -> str:
         redone = (self.attempts - self.images) / PER_SHARD
-        kills = ", ".join(f"{count} of the {name}" for name, count in sorted(self.kills.items()))
+        kills = ", ".join(f"{count} of a {name}" for name, count in sorted(self.kills.items()))
         return (
-            f"{self.kills.total()} kills survived ({kills}) in {self.runs} runs; {self.rounds} "
-            f"stores of {self.images // max(1, self.rounds) // PER_SHARD} shards, each byte for "
-            f"byte the same; work of {redone:.1f} shards done again"
+            f"{self.kills.total()} kills survived ({kills}), {self.machines['lost']} machines lost "
+            f"and {self.machines['joined']} joined, in {self.runs} runs; {self.rounds} stores of "
+            f"{self.images // max(1, self.rounds) // PER_SHARD} shards, each byte for byte the "
+            f"same; work of {redone:.1f} shards done again"
         )
 
 
@@ -134,6 +150,7 @@ class Chaos:
         quick = Waits(folder / "attempts-of-reference", 0.0)
         run(folder / "reference", self.pairs, quick, workers=0)
         self.report = Report()
+        self._deck: list[str] = []
 
     def run_rounds(self, num_kills: int, say: Callable[[str], None] = lambda _: None) -> Report:
         """Make stores until so many kills are survived."""
@@ -144,23 +161,51 @@ class Chaos:
 
     def run_round(self, num_kills: int) -> None:
         """Make one store; kill until there were so many kills in all, then let it end."""
-        out = self.folder / f"round-{self.report.rounds}"
-        attempts = self.folder / f"attempts-{self.report.rounds}"
-        attempts.touch()
+        out, attempts = self._next_round()
         killed_before = self.report.kills.copy()
         seen: dict[str, tuple[int, int]] = {}
         while self._run_once(out, attempts, num_kills):
             _refuse_redone(out, seen)
         _refuse_redone(out, seen)
+        kills = self.report.kills - killed_before
+        lost = kills["worker"] + (kills["driver"] + kills["raylet"]) * self.workers
+        self._end_round(out, attempts, lost=lost, searched=kills["worker"] // 2)
+
+    def run_on_machines(self, changes: Sequence[str]) -> "Machines":
+        """Make one store on a cluster of one machine, which changes; the driver is this process.
+
+        Args:
+            changes: one by one, after every third shard: see `Machines`.
+        """
+        out, attempts = self._next_round()
+        self.report.runs += 1
+        with small_cluster() as (cluster, mark):
+            machines = Machines(cluster, mark, changes, self.report)
+            crew = Crew(workers=MAX_MACHINES, address=cluster.address)
+            run(out, self.pairs, Waits(attempts, self.wait_s), workers=crew, listen=machines)
+        assert not machines.changes, "the job ended before all changes"
+        num_shards = len(self.pairs) // PER_SHARD
+        assert sorted(machines.written) == list(range(num_shards)), "lost, or written twice"
+        self._end_round(out, attempts, lost=machines.lost, searched=changes.count("kill") // 2)
+        return machines
+
+    def _next_round(self) -> tuple[Path, Path]:
+        """Where the store goes, and a file in which attempts are noted."""
+        attempts = self.folder / f"attempts-{self.report.rounds}"
+        attempts.touch()
+        return self.folder / f"round-{self.report.rounds}", attempts
+
+    def _end_round(self, out: Path, attempts: Path, *, lost: int, searched: int) -> None:
+        """Check the store, and that no more was done twice than `lost` workers may have lost.
+
+        A shard that has lost two workers is searched by halves, for which all its images are
+        segmented once more for each half.
+        """
         assert _content(out) == _content(self.folder / "reference"), "the store differs"
         assert verify_store(out).ok
         num_attempts = len(attempts.read_text().split())
-        kills = self.report.kills - killed_before
-        # Each kill loses the shards at work and no others; a shard that has lost two workers is
-        # searched by halves, for which all its images are segmented once more for each half.
-        lost = kills["worker"] + (kills["driver"] + kills["raylet"]) * self.workers
-        searched = kills["worker"] // 2 * 3
-        assert num_attempts <= len(self.pairs) + PER_SHARD * (lost + searched), "too much again"
+        bound = len(self.pairs) + PER_SHARD * (lost + 3 * searched)
+        assert num_attempts <= bound, f"{num_attempts} images were segmented, at most {bound} ought"
         self.report.images += len(self.pairs)
         self.report.attempts += num_attempts
         self.report.rounds += 1
@@ -198,13 +243,14 @@ class Chaos:
             if json.loads(line)["event"] == "worker_lost":
                 continue
             next_event = number + self._pause()
-            target = str(self.rng.choice(TARGETS))
-            found = processes(mark, {"worker": "ray::RayWorker", "raylet": "raylet/raylet"}, target)
-            if target == "driver":
-                found = [driver.pid]
+            self._deck = self._deck or [str(target) for target in self.rng.permutation(TARGETS)]
+            target = self._deck.pop()
+            found = [driver.pid] if target == "driver" else processes(mark, target)
             if found:
-                os.kill(found[int(self.rng.integers(len(found)))], signal.SIGKILL)
+                os.kill(int(self.rng.choice(found)), signal.SIGKILL)
                 self.report.kills[target] += 1
+            else:
+                self._deck.insert(0, target)
             if target == "driver":
                 return True
         driver.wait()
@@ -215,13 +261,98 @@ class Chaos:
         return int(self.rng.integers(1, 9))
 
 
-def processes(mark: str, names: dict[str, str], target: str) -> list[int]:
-    """Processes of a job whose command line has the target's name."""
-    return sorted(
-        pid
-        for pid, command in marked(mark)
-        if target in names and names[target] in command.split("\0")[0]
-    )
+class Machines:
+    """Changes a cluster as a job goes on, whose listener it is.
+
+    Changes are `join` and `lose`, a machine; `replace`, both; `kill`, a worker.
+    """
+
+    def __init__(self, cluster: Any, mark: str, changes: Sequence[str], report: Report) -> None:  # noqa: ANN401
+        self.cluster, self.mark, self.report = cluster, mark, report
+        self.changes = list(changes)
+        self.workers_seen = 0
+        self.written: list[int] = []
+        self.lost = 0
+        """Workers."""
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Progressed):
+            self.workers_seen = max(self.workers_seen, event.workers)
+        elif isinstance(event, WorkerLost):
+            self.lost += 1
+        elif isinstance(event, ShardWritten):
+            self.written.append(event.shard)
+            if self.changes and len(self.written) % 3 == 0:
+                self._change(self.changes.pop(0))
+
+    def _change(self, change: str) -> None:
+        if change == "kill":
+            os.kill(processes(self.mark, "worker")[-1], signal.SIGKILL)
+            self.report.kills["worker"] += 1
+        if change in ("lose", "replace"):
+            machine = next(iter(self.cluster.worker_nodes))
+            self.cluster.remove_node(machine, allow_graceful=False)
+            self.report.machines["lost"] += 1
+        if change in ("join", "replace"):
+            workers = processes(self.mark, "worker")
+            self.cluster.add_node(num_cpus=1)
+            self.report.machines["joined"] += 1
+            if change == "join":
+                self._wait_for_more_than(len(workers))
+
+    def _wait_for_more_than(self, workers: int) -> None:
+        """Else the job may be done before the machine is used, where processes start slowly."""
+        until = time.monotonic() + JOINING_S
+        while len(processes(self.mark, "worker")) <= workers and time.monotonic() < until:
+            time.sleep(0.1)
+
+
+def some_changes(rng: np.random.Generator, number: int) -> list[str]:
+    """Changes of a cluster of one machine that leave it at least one."""
+    changes: list[str] = []
+    machines = 1
+    for _ in range(number):
+        possible = ["kill", "replace"]
+        possible += ["join"] * 2 * (machines < MAX_MACHINES) + ["lose"] * 2 * (machines > 1)
+        changes.append(str(rng.choice(possible)))
+        machines += {"join": 1, "lose": -1}.get(changes[-1], 0)
+    return changes
+
+
+@contextmanager
+def small_cluster() -> Iterator[tuple[Any, str]]:
+    """A Ray cluster whose first machine has no room for workers, and one that has; its mark."""
+    from ray.cluster_utils import Cluster
+
+    before = dict(os.environ)
+    # In /tmp, because names of sockets have at most 107 bytes. The usual folder isn't taken, since
+    # there Ray notes the cluster for others, and forgets theirs.
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:
+        mark = uuid.uuid4().hex
+        settings = {MARK: mark, "RAY_TMPDIR": folder, "RAY_USAGE_STATS_ENABLED": "0"}
+        os.environ.update(settings)
+        # Ray would write a token to the home folder, and remembers the one that it has found.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        # Else it takes half a minute until a machine that doesn't answer counts as lost.
+        quick = {"health_check_period_ms": 500, "health_check_failure_threshold": 4}
+        cluster = Cluster(
+            initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": quick}
+        )
+        try:
+            cluster.add_node(num_cpus=1)
+            yield cluster, mark
+        finally:
+            cluster.shutdown()
+            for name in settings:
+                os.environ.pop(name)
+                if name in before:
+                    os.environ[name] = before[name]
+
+
+def processes(mark: str, target: str) -> list[int]:
+    """Processes of a job that may be killed as this target."""
+    name = COMMANDS[target]
+    return sorted(pid for pid, command in marked(mark) if name in command.split("\0")[0])
 
 
 def marked(mark: str) -> Iterator[tuple[int, str]]:
@@ -259,12 +390,16 @@ def job(pictures: str, out: str, attempts: str, workers: str, wait_s: str) -> No
 
 @click.command()
 @click.option("--kills", default=30, show_default=True, help="At least so many.")
+@click.option("--changes", default=12, show_default=True, help="Of the machines of a cluster.")
 @click.option("--seed", default=0, show_default=True)
-def main(kills: int, seed: int) -> None:
+def main(kills: int, changes: int, seed: int) -> None:
     """Kill a small job at random until it has survived enough."""
     with tempfile.TemporaryDirectory(prefix="samprior-chaos-") as folder:
         chaos = Chaos(Path(folder), num_images=96, workers=2, wait_s=0.15, seed=seed)
         report = chaos.run_rounds(kills, say=click.echo)
+        for start in range(0, changes, 6):  # a store has as many shards as six changes need
+            chaos.run_on_machines(some_changes(chaos.rng, min(6, changes - start)))
+            click.echo(report)
     click.echo(f"passed: {report}")
 
 

@@ -17,14 +17,14 @@ from samprior.pipeline.datasets import Dataset, Pair, find_dataset
 from samprior.pipeline.precompute import precompute
 from samprior.pipeline.worker import MasksOf
 from samprior.storage import MaskSet
-from samprior.storage.files import LOCK
 from samprior.storage.images import Rgb, write_png
+from samprior.storage.locks import LOCK
 from samprior.storage.manifest import digests_of
 from samprior.storage.places import LocalFolder, open_place
 from samprior.storage.verify import Verification, verify_store
 from samprior.storage.verify_metadata import read_metadata
 
-HARD = {"flips": 5, "cuts": 2}
+HARD = {"flips": 3, "cuts": 1}
 GENTLE = {"flips": 1, "cuts": 1}
 """Damages of each kind of file: where they are only looked for, and where they are mended."""
 

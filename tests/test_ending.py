@@ -85,6 +85,8 @@ def test_a_signal_ends_the_job_cleanly(
         for line in job.stdout:
             if moment(json.loads(line)):
                 break
+        if moment is is_starting_ray:
+            wait_until(lambda: any("gcs_server" in of for _, of in chaos.marked(mark)))
         os.killpg(job.pid, number) if number == signal.SIGINT else job.send_signal(number)
         told, errors = job.communicate()
     finally:
@@ -102,6 +104,14 @@ def test_a_signal_ends_the_job_cleanly(
     if done["shards_done"]:
         assert verify_store(out).broken == {}
         assert len(MaskStore.open(out)) >= done["images_done"]
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    for _ in range(3000):
+        if condition():
+            return
+        time.sleep(0.01)
+    pytest.fail("nothing happened for 30 s")
 
 
 def assert_all_end(processes: Callable[[], list[tuple[int, str]]]) -> None:

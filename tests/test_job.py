@@ -17,6 +17,7 @@ from PIL import Image
 from ray import cloudpickle
 
 from samprior.pipeline.datasets import Pair
+from samprior.pipeline.events import Event, ShardWritten
 from samprior.pipeline.forms import WEBDATASET
 from samprior.pipeline.job import JobResult, MaskMaker, MasksOf, estimate, run_job
 from samprior.pipeline.makers import Segmented
@@ -26,6 +27,7 @@ from samprior.pipeline.sam import random_sam
 from samprior.pipeline.segmenters import segmenter_settings
 from samprior.storage import MaskSet, MaskStore
 from samprior.storage.errors import BusyError, CheckpointError, StoreError, UsageError
+from samprior.storage.files import STAGED_SUFFIX
 from samprior.storage.images import Rgb, read_rgb, write_png
 from samprior.storage.manifest import digests_of, read_receipts
 from samprior.storage.verify import verify_store
@@ -179,6 +181,23 @@ def test_a_stopped_job_goes_on_and_ends_with_the_same_bytes(
     assert MaskStore.open(tmp_path / "broken").missing_shards == [2]
     assert run(tmp_path / "broken", pairs).shards_written == 1
     assert digests_of(tmp_path / "broken") == digests_of(tmp_path / "unbroken")
+
+
+def test_drafts_of_workers_that_were_lost_meanwhile_are_removed(
+    tmp_path: Path, pairs: list[Pair]
+) -> None:
+    run(tmp_path / "wanted", pairs)
+    out = tmp_path / "out"
+
+    def lose_a_worker(event: Event) -> None:
+        if isinstance(event, ShardWritten):
+            (out / "shards" / f".{event.shard + 1:06d}.0123abcd{STAGED_SUFFIX}").mkdir()
+            (out / "receipts" / f".{event.shard:06d}.json.0123abcd{STAGED_SUFFIX}").touch()
+
+    run(out, pairs, listen=lose_a_worker)
+    assert {file.relative_to(out) for file in out.rglob("*")} == {
+        file.relative_to(tmp_path / "wanted") for file in (tmp_path / "wanted").rglob("*")
+    }
 
 
 def test_source_chooses_the_segmented_picture(tmp_path: Path, pairs: list[Pair]) -> None:

@@ -18,9 +18,8 @@ from hypothesis import strategies as st
 
 from samprior.storage import lock_cells
 from samprior.storage.errors import BusyError, StoreError, UnreachableError
-from samprior.storage.files import only_writer
 from samprior.storage.holders import Holder
-from samprior.storage.locks import LOCK, holder_of, only_writer_of
+from samprior.storage.locks import LOCK, holder_of, only_writer, only_writer_of
 from samprior.storage.places import Place, open_place
 from samprior.storage.remote import RemoteFolder
 
@@ -176,7 +175,7 @@ def test_a_lock_that_beats_elsewhere_is_refused(place: Place) -> None:
     timer = threading.Timer(0.2, put, [place, replace(ELSEWHERE, beats=1, held_s=7550)])
     timer.start()
     said = r"host node7, process 4711, since 2 h 5 min\); wait"
-    with pytest.raises(BusyError, match=said), only_writer_of(place, stale_s=60):
+    with pytest.raises(BusyError, match=said), only_writer_of(place, stale_s=12):
         pass
     timer.join()
     holder = holder_of(place)
@@ -210,7 +209,7 @@ def test_a_lock_that_is_given_back_meanwhile_is_free(place: Place) -> None:
 
     timer = threading.Timer(0.2, give_back)
     timer.start()
-    with only_writer_of(place, stale_s=60):
+    with only_writer_of(place, stale_s=12):
         pass
     timer.join()
 

@@ -8,12 +8,15 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from ray import cloudpickle
+from ray.exceptions import ActorUnavailableError, RayActorError
 
+from samprior.pipeline import pool
 from samprior.pipeline.crew import Crew
 from samprior.pipeline.datasets import Pair
 from samprior.pipeline.events import (
@@ -27,11 +30,13 @@ from samprior.pipeline.events import (
 )
 from samprior.pipeline.holding import wait_for_holders
 from samprior.pipeline.job import JobResult, MasksOf, run_job
+from samprior.pipeline.ledger import Ledger
 from samprior.pipeline.makers import Segmented, crew_for
 from samprior.pipeline.plan import plan_header, plan_shards
 from samprior.pipeline.ray_session import ray_session
 from samprior.pipeline.sam_segmenter import SamSettings
 from samprior.pipeline.segmenters import segmenter_settings
+from samprior.pipeline.worker import IDLE
 from samprior.storage import MaskSet, MaskStore
 from samprior.storage.errors import BusyError, UsageError
 from samprior.storage.images import Rgb, write_png
@@ -201,6 +206,86 @@ def test_a_job_waits_for_the_workers_of_a_dead_one(tmp_path: Path) -> None:
             holder.kill()
             holder.communicate()
     wait_for_holders(file, patience_s=0.2)
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """What Ray gives for a call."""
+
+    answer: object
+
+
+class Verdicts:
+    """Actors that end as Ray says of them, one answer after the other."""
+
+    def __init__(self, *answers: object) -> None:
+        self.answers = list(answers)
+        self.killed = 0
+
+    def get(self, reference: Any) -> object:  # noqa: ANN401
+        if isinstance(reference.answer, Exception):
+            raise reference.answer
+        return reference.answer
+
+    def wait(self, answers: list[Any], **_: object) -> tuple[list[Any], list[Any]]:
+        return answers[:1], answers[1:]
+
+    def kill(self, actor: object) -> None:
+        self.killed += 1
+
+    def start(self) -> Any:  # noqa: ANN401
+        call = SimpleNamespace(remote=lambda *_: Reference(self.answers.pop(0)))
+        return SimpleNamespace(begin=call, store=call, look=call)
+
+
+def died(text: str) -> RayActorError:
+    return RayActorError("0" * 32, f"The actor died unexpectedly.\n{text}")
+
+
+def unreachable() -> ActorUnavailableError:
+    return ActorUnavailableError("Socket closed", b"0" * 16)
+
+
+DIED_WITH_NODE = died("The actor died because its node has died. Node Id: 4a97")
+WRITTEN = pool.Written(num_masks=8, stored_bytes=1, quarantined={})
+
+
+@pytest.mark.parametrize(
+    ("answers", "losses"),
+    [
+        ([*[DIED_WITH_NODE] * pool.MAX_LOADING_LOSSES, "node", WRITTEN], 0),
+        (["node", died("its worker process has died"), "node", WRITTEN], 1),
+        (["node", unreachable(), died("its worker process has died"), "node", WRITTEN], 1),
+        (["node", unreachable(), unreachable(), DIED_WITH_NODE, "node", WRITTEN], 0),
+        (["node", unreachable(), IDLE, "node", WRITTEN], 0),
+    ],
+    ids=["before it began", "it alone", "it alone, told later", "its machine", "neither"],
+)
+def test_machines_are_told_from_images(
+    pairs: list[Pair], monkeypatch: pytest.MonkeyPatch, answers: list[Any], losses: int
+) -> None:
+    """Only an image is accused of the loss of its worker; a machine's loss accuses nobody."""
+    verdicts = Verdicts(*answers)
+    monkeypatch.setattr(pool, "ray", verdicts)
+    monkeypatch.setattr(pool.Pool, "_poll", lambda _: None)
+    ledger = Ledger(plan_shards(pairs, images_per_shard=8))
+    lost, events = [], list[Event]()
+    lose = ledger.lose
+    monkeypatch.setattr(ledger, "lose", lambda *a, **k: (lost.append(a), lose(*a, **k)))
+    session = SimpleNamespace(check=lambda: None, has_node=lambda _: True, is_gone=False)
+    pool.Pool(
+        ledger,
+        session,  # type: ignore[arg-type]
+        verdicts.start,
+        wanted=lambda: 1,
+        image_timeout_s=None,
+        tell=events.append,
+        tally=pool.Tally(),
+        images_to_do=8,
+    ).run()
+    assert len(lost) == losses
+    assert any(isinstance(event, WorkerLost) for event in events)
+    assert sum(isinstance(event, ShardWritten) for event in events) == 1
 
 
 def test_crews_that_can_not_be_are_refused() -> None:

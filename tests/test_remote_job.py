@@ -4,6 +4,7 @@ The object store is moto, an S3 server on this machine; the network is a proxy t
 connections.
 """
 
+import json
 import os
 import select
 import socket
@@ -13,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -32,11 +33,11 @@ from samprior.storage import MaskSet, MaskStore, clients, locks, uploads
 from samprior.storage.errors import BusyError, StoreError, UnreachableError
 from samprior.storage.holders import Holder
 from samprior.storage.images import Rgb, write_png
-from samprior.storage.leftovers import leftovers_of
 from samprior.storage.locks import LOCK
-from samprior.storage.manifest import read_header, read_receipts, receipt_name
+from samprior.storage.manifest import read_receipts, receipt_name
 from samprior.storage.places import Place, open_place
 from samprior.storage.remote import PART_BYTES, RemoteFolder
+from samprior.storage.verify import verify_store
 
 # The workers can't import this file, so its classes travel by value.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -285,7 +286,8 @@ def test_a_bucket_holds_what_a_folder_would(
     assert result == wanted
     assert content_of(bucket_url) == content_of(tmp_path / "out")
     assert LOCK not in open_place(bucket_url).names()
-    assert leftovers_of(open_place(bucket_url), form.read_header(open_place(bucket_url))) == []
+    found = verify_store(bucket_url)
+    assert (found.ok, list(found.lines())) == (True, [])
 
 
 def test_the_store_in_the_bucket_is_read(bucket_url: str, pairs: list[Pair]) -> None:
@@ -391,6 +393,69 @@ def test_the_command_takes_a_url(
     assert "s3://, gs:// or file://" in err
 
 
+def test_a_repair_makes_again_what_is_broken(
+    tmp_path: Path,
+    bucket_url: str,
+    pairs: list[Pair],
+    samprior: Callable[..., tuple[int, str, str]],
+) -> None:
+    """Of the store and of a mask set, by the commands that they were made with."""
+    of_set = ("--masks", "dark", "--source", "degraded")
+    for more in ((), of_set):
+        code, _, err = samprior(*command(tmp_path), "--workers", 0, "--out", bucket_url, *more)
+        assert code == 0, err
+    whole = content_of(bucket_url)
+    place = open_place(bucket_url)
+    place.remove("shards/000002/clean/c/0/0/0/0")
+    place.remove(receipt_name(1))
+    place.write("masks/dark/shards/000000/extent/c/0/0", b"something else")
+    place.write("shards/000009/zarr.json", b"of a writer that was killed")
+    code, _, err = samprior("verify", bucket_url)
+    assert code == 1
+    assert "leftover of a killed writer: shards/000009" in err
+    code, out, err = samprior("verify", bucket_url, "--repair", "--workers", 0)
+    assert code == 0, err
+    assert f"{bucket_url}: 2 shards made again" in out
+    assert f"{bucket_url}/masks/dark: 1 shard made again" in out
+    assert f"{bucket_url}: whole again" in out
+    assert content_of(bucket_url) == whole
+    assert LOCK not in place.names()
+
+
+def test_the_status_of_a_job(
+    tmp_path: Path,
+    bucket_url: str,
+    pairs: list[Pair],
+    samprior: Callable[..., tuple[int, str, str]],
+) -> None:
+    """Of one that runs, of one that was killed, and of one that has ended."""
+    seen = []
+
+    def ask(key: str) -> None:
+        if key == "4":
+            seen.append(json.loads(samprior("status", bucket_url, "--json")[1]))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(bucket_url, pairs, Acts(ask))
+    [running] = seen
+    assert (running["shards_done"], running["num_shards"], running["images_done"]) == (1, 3, 3)
+    assert running["writer"]["pid"] == os.getpid()
+    assert running["writer"]["is_alive"]
+    place = open_place(bucket_url)
+    place.write(LOCK, replace(Holder.this(), process="1").to_json())
+    _, out, _ = samprior("status", bucket_url)
+    assert "1 of 3 shards, 3 of 7 images (43%)" in out
+    assert "the job was killed; run the same command again" in out
+    run(bucket_url, pairs)
+    _, out, _ = samprior("status", bucket_url)
+    assert "3 of 3 shards" in out
+    assert "finished" in out
+    code, _, err = samprior("status", f"{bucket_url}/nothing")
+    assert code == 1
+    assert f"{bucket_url}/nothing is no samprior store" in err
+
+
 def command(tmp_path: Path) -> list[object]:
     return [
         *("precompute", "--dataset", "folder", "--root", tmp_path / "data"),
@@ -448,6 +513,11 @@ def test_a_network_that_is_gone_ends_the_job_and_not_the_store(
     assert content_of(bucket_url) == content_of(tmp_path / "out")
 
 
+def shard_names(place: Place) -> list[str]:
+    return [f"shards/{name}" for name in place.names("shards")]
+
+
+@pytest.mark.parametrize("is_repaired", [False, True], ids=["left", "repaired"])
 @pytest.mark.parametrize("stage", ["files", "receipt"])
 @pytest.mark.parametrize("form", [ZARR, WEBDATASET], ids=["zarr", "tars"])
 def test_a_shard_without_its_receipt_does_not_count(
@@ -456,6 +526,7 @@ def test_a_shard_without_its_receipt_does_not_count(
     pairs: list[Pair],
     form: Form,
     stage: str,
+    is_repaired: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     second = receipt_name(1)
@@ -468,13 +539,15 @@ def test_a_shard_without_its_receipt_does_not_count(
         with pytest.raises(KeyboardInterrupt):
             run(bucket_url, pairs, form=form)
     place = open_place(bucket_url)
-    header = form.read_header(place)
     assert list(read_receipts(place)) == [0]
-    left = leftovers_of(place, header)
+    left = {"shards/000001", "000001.tar"} & {*place.names(), *shard_names(place)}
     assert bool(left) == (form is ZARR or stage == "receipt")
-    assert all(name.startswith(("shards/000001/", "000001.tar")) for name in left)
+    if is_repaired:
+        assert set(verify_store(bucket_url, repair=True).leftovers) == left
+        assert not left & {*place.names(), *shard_names(place)}
+        assert list(read_receipts(place)) == [0], "the shard that counts is left alone"
     assert run(bucket_url, pairs, form=form).shards_written == 2
-    assert leftovers_of(place, header) == []
+    assert verify_store(bucket_url).leftovers == []
     run(tmp_path / "out", pairs, form=form)
     assert content_of(bucket_url) == content_of(tmp_path / "out")
 
@@ -581,23 +654,3 @@ def test_a_job_whose_lock_was_taken_over_stops(
     with pytest.raises(BusyError, match="taken over"):
         run(bucket_url, pairs, Acts(take_over))
     assert list(read_receipts(place)) == [0]
-
-
-# Leftovers
-
-
-def test_leftovers_of_a_folder(tmp_path: Path, pairs: list[Pair]) -> None:
-    out = tmp_path / "out"
-    run(out, pairs)
-    place, header = open_place(out), read_header(out)
-    assert leftovers_of(place, header) == []
-    (out / receipt_name(1)).unlink()
-    own = [name for name in place.sizes() if name.startswith("shards/000001/")]
-    strange = [
-        *("shards/.000002.0123abcd.part/clean/c/0", "receipts/.000000.json.0123abcd.part"),
-        *("shards/000009/zarr.json", "000000.tar.txt", "notes.txt", "shards/0000000/x"),
-        *("masks/dark/shards/000000/zarr.json", "receipts/000009.json"),
-    ]
-    for name in strange:
-        place.write(name, b"")
-    assert leftovers_of(place, header) == sorted([*own, *strange[:3]])

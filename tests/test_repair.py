@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from samprior.pipeline.job_record import RECORD, JobRecord, read_record
+from samprior.pipeline.job_record import JobRecord, read_record
 from samprior.storage.errors import StoreError
+from samprior.storage.header import JOB
 from samprior.storage.images import write_png
 from samprior.storage.manifest import digests_of
+from samprior.storage.places import open_place
 
 Samprior = Callable[..., tuple[int, str, str]]
 
@@ -87,12 +89,12 @@ def test_a_store_of_unknown_origin_is_only_cleared(
     store = tmp_path / "store"
     samprior(*superpixel(rain, store, "--images-per-shard", 1))
     damage(store / "shards" / "000001")
-    (store / RECORD).unlink()
+    (store / JOB).unlink()
     code, _, err = samprior("verify", store, "--repair")
     assert code == 1
     assert "no job.json" in err
     assert not (store / "shards" / "000001").exists()
-    (store / RECORD).write_text("{}")
+    (store / JOB).write_text("{}")
     code, _, err = samprior("verify", store, "--repair")
     assert code == 1
     assert "no record of a job" in err
@@ -105,20 +107,20 @@ def test_the_same_command_leaves_the_same_record(
     monkeypatch.chdir(tmp_path)
     samprior(*superpixel(Path("rain"), tmp_path / "second"))
     assert digests_of(tmp_path / "first") == digests_of(tmp_path / "second")
-    record = read_record(tmp_path / "first")
+    record = read_record(open_place(tmp_path / "first"))
     assert record is not None
     assert (record.root, record.settings) == (str(rain), ("levels=[2, 4]",))
     moved = rain.rename(tmp_path / "moved")
     _, out, _ = samprior(*superpixel(moved, tmp_path / "first"))
     assert "nothing to do" in out
-    record = read_record(tmp_path / "first")
+    record = read_record(open_place(tmp_path / "first"))
     assert record is not None
     assert record.root == str(moved)
 
 
 def test_tars_have_a_record_too(samprior: Samprior, rain: Path, tmp_path: Path) -> None:
     assert samprior(*superpixel(rain, tmp_path / "tars", "--format", "webdataset"))[0] == 0
-    record = read_record(tmp_path / "tars")
+    record = read_record(open_place(tmp_path / "tars"))
     assert record is not None
     assert record.form == "webdataset"
     shutil.rmtree(tmp_path / "tars" / "receipts")

@@ -15,8 +15,8 @@ from samprior.pipeline.job import JobResult, MasksOf, estimate, run_job
 from samprior.pipeline.plan import plan_header, plan_shards
 from samprior.storage import MaskSet, MaskStore
 from samprior.storage.errors import BusyError, StoreError, UsageError
-from samprior.storage.files import only_writer
 from samprior.storage.images import Rgb, write_png
+from samprior.storage.locks import only_writer
 from samprior.storage.manifest import digests_of, read_receipts
 from samprior.storage.shards import export_webdataset, read_webdataset
 

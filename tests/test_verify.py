@@ -13,9 +13,10 @@ import pytest
 
 from samprior.storage import MaskStore
 from samprior.storage.errors import StoreError, UnreachableError
-from samprior.storage.files import LOCK, STAGED_SUFFIX
+from samprior.storage.files import STAGED_SUFFIX
 from samprior.storage.growth import listing_sha256
 from samprior.storage.header import HEADER_COPY, JOB, digest, readable_json
+from samprior.storage.locks import LOCK
 from samprior.storage.manifest import (
     Header,
     digests_of,
