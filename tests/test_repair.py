@@ -5,11 +5,14 @@ import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from samprior.pipeline.job import JobResult
 from samprior.pipeline.job_record import JobRecord, read_record
+from samprior.pipeline.recompute import recompute
 from samprior.storage.errors import StoreError
 from samprior.storage.header import JOB
 from samprior.storage.images import write_png
@@ -63,6 +66,25 @@ def test_what_is_broken_is_made_again_in_the_store_and_its_mask_sets(
     assert f"--root {rain}" in err
     assert digests_of(store) == whole
     assert samprior("verify", store)[0] == 0
+
+
+def test_whole_again_is_said_of_what_is(
+    samprior: Samprior, rain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tmp_path / "store"
+    samprior(*superpixel(rain, store, "--images-per-shard", 1))
+    damage(store / "shards" / "000001")
+
+    def badly(*given: Any, **more: Any) -> JobResult:  # noqa: ANN401
+        result = recompute(*given, **more)
+        damage(store / "shards" / "000001")
+        return result
+
+    monkeypatch.setattr("samprior.pipeline.recompute.recompute", badly)
+    code, out, err = samprior("verify", store, "--repair", "--workers", 0)
+    assert code == 1
+    assert "whole again" not in out
+    assert "shard 1" in err.partition("making again")[2]
 
 
 def test_a_dataset_that_is_gone_is_told_with_the_command(
