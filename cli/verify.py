@@ -33,9 +33,10 @@ def command(
     samprior verify stores/gopro --repair
     samprior verify stores/gopro --repair --no-recompute    # then run the same precompute again
     """
+    from samprior.pipeline.shortages import told_plainly
     from samprior.storage.verify import verify_store
 
-    with progress("verifying", "shard") as advance:
+    with told_plainly(str(store), is_job=False), progress("verifying", "shard") as advance:
         found = verify_store(store, repair=repair, seed=seed, progress=advance)
     _print(str(store), found)
     for name, of_set in found.mask_sets.items():
@@ -60,9 +61,11 @@ def command(
 
 def _is_whole_again(store: Path | str, found: "Verification", seed: int) -> bool:
     """Look at what was made or written again; say what is still wrong."""
+    from samprior.pipeline.shortages import told_plainly
     from samprior.storage.verify import verify_store
 
-    with progress("verifying what is new", "shard") as advance:
+    told, shown = told_plainly(str(store), is_job=False), progress("verifying what is new", "shard")
+    with told, shown as advance:
         now = verify_store(store, seed=seed, progress=advance, after=found)
     _print_lines(now)
     for of_set in now.mask_sets.values():
