@@ -30,7 +30,7 @@ class JobView:
         self.state: dict[str, int] = {}
         """Shards and images: done, in finished shards, and of the whole plan."""
         self.lost = 0
-        self.pace = Pace()
+        self.pace = Pace(waits=True)
         self.said = 0.0
 
     def __call__(self, event: "Event") -> None:
@@ -44,6 +44,8 @@ class JobView:
         elif isinstance(event, ShardWritten):
             self.state["shards_done"] += 1
             self.state["images_done"] += event.num_images
+        elif isinstance(event, Progressed) and event.workers:
+            self.pace.begin(event.images_done)  # loading the first worker is no part of the pace
         self.lost += isinstance(event, WorkerLost)
         if self.as_json:
             self._print(event)
@@ -112,7 +114,7 @@ def job_view(title: str, *, as_json: bool) -> Iterator[JobView]:
         if as_json:
             yield view
         else:
-            with progress(title, "image") as advance:
+            with progress(title, "image", pace=view.pace) as advance:
                 view.advance = advance
                 yield view
 
