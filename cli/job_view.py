@@ -28,7 +28,8 @@ class JobView:
         self.as_json = as_json
         self.ending: Ending | None = None
         self.state: dict[str, int] = {}
-        """Shards and images: done, in finished shards, and of the whole plan."""
+        """Shards and images: done, in finished shards, and of the whole plan. More may be done: a
+        worker's shard counts when its answer was heard."""
         self.lost = 0
         self.pace = Pace(waits=True)
         self.said = 0.0
@@ -66,7 +67,7 @@ class JobView:
         state = self.state
         if state:
             told = (
-                f"{state['shards_done']} of {state['num_shards']} shards are done, "
+                f"at least {state['shards_done']} of {state['num_shards']} shards are done, "
                 f"{state['images_done']} of {state['num_images']} images"
             )
         else:
