@@ -4,7 +4,7 @@ import json
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -79,6 +79,12 @@ class JobView:
             err=True,
         )
 
+    def failed(self, error: Exception) -> None:
+        """Say as JSON why the job has failed; people read it from stderr."""
+        if self.as_json:
+            told = str(error) or type(error).__name__
+            _print_json("failed", {"message": told, **self.state})
+
     def _remark(self, event: "Progressed") -> str:
         told = [f"{_masks_per_image(event):.1f} masks/image"] if event.images_done else []
         told.append(f"{event.workers} worker{'' if event.workers == 1 else 's'}")
@@ -104,7 +110,7 @@ class JobView:
 
 @contextmanager
 def job_view(title: str, *, as_json: bool) -> Iterator[JobView]:
-    """Show one job. SIGTERM and Ctrl-C end it with the state in one line.
+    """Show one job. SIGTERM and Ctrl-C end it with the state in one line; errors are passed on.
 
     Raises:
         click.exceptions.Exit: with 143 or 130.
@@ -112,12 +118,13 @@ def job_view(title: str, *, as_json: bool) -> Iterator[JobView]:
     view = JobView(as_json=as_json)
     with clean_ending(view.interrupted) as ending:
         view.ending = ending
-        if as_json:
-            yield view
-        else:
-            with progress(title, "image", pace=view.pace) as advance:
-                view.advance = advance
+        shown = nullcontext() if as_json else progress(title, "image", pace=view.pace)
+        with shown as view.advance:
+            try:
                 yield view
+            except Exception as error:
+                view.failed(error)
+                raise
 
 
 def _masks_per_image(event: "Progressed") -> float:
