@@ -4,7 +4,7 @@ import json
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -28,9 +28,10 @@ class JobView:
         self.as_json = as_json
         self.ending: Ending | None = None
         self.state: dict[str, int] = {}
-        """Shards and images: done, in finished shards, and of the whole plan."""
+        """Shards and images: done, in finished shards, and of the whole plan. More may be done: a
+        worker's shard counts when its answer was heard."""
         self.lost = 0
-        self.pace = Pace()
+        self.pace = Pace(waits=True)
         self.said = 0.0
 
     def __call__(self, event: "Event") -> None:
@@ -44,6 +45,8 @@ class JobView:
         elif isinstance(event, ShardWritten):
             self.state["shards_done"] += 1
             self.state["images_done"] += event.num_images
+        elif isinstance(event, Progressed) and event.workers:
+            self.pace.begin(event.images_done)  # loading the first worker is no part of the pace
         self.lost += isinstance(event, WorkerLost)
         if self.as_json:
             self._print(event)
@@ -64,7 +67,7 @@ class JobView:
         state = self.state
         if state:
             told = (
-                f"{state['shards_done']} of {state['num_shards']} shards are done, "
+                f"at least {state['shards_done']} of {state['num_shards']} shards are done, "
                 f"{state['images_done']} of {state['num_images']} images"
             )
         else:
@@ -75,6 +78,12 @@ class JobView:
             f"samprior: ended by {number.name}: {told}; run the same command again to go on",
             err=True,
         )
+
+    def failed(self, error: Exception) -> None:
+        """Say as JSON why the job has failed; people read it from stderr."""
+        if self.as_json:
+            told = str(error) or type(error).__name__
+            _print_json("failed", {"message": told, **self.state})
 
     def _remark(self, event: "Progressed") -> str:
         told = [f"{_masks_per_image(event):.1f} masks/image"] if event.images_done else []
@@ -101,7 +110,7 @@ class JobView:
 
 @contextmanager
 def job_view(title: str, *, as_json: bool) -> Iterator[JobView]:
-    """Show one job. SIGTERM and Ctrl-C end it with the state in one line.
+    """Show one job. SIGTERM and Ctrl-C end it with the state in one line; errors are passed on.
 
     Raises:
         click.exceptions.Exit: with 143 or 130.
@@ -109,12 +118,13 @@ def job_view(title: str, *, as_json: bool) -> Iterator[JobView]:
     view = JobView(as_json=as_json)
     with clean_ending(view.interrupted) as ending:
         view.ending = ending
-        if as_json:
-            yield view
-        else:
-            with progress(title, "image") as advance:
-                view.advance = advance
+        shown = nullcontext() if as_json else progress(title, "image", pace=view.pace)
+        with shown as view.advance:
+            try:
                 yield view
+            except Exception as error:
+                view.failed(error)
+                raise
 
 
 def _masks_per_image(event: "Progressed") -> float:

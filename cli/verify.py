@@ -33,21 +33,20 @@ def command(
     samprior verify stores/gopro --repair
     samprior verify stores/gopro --repair --no-recompute    # then run the same precompute again
     """
+    from samprior.pipeline.shortages import told_plainly
     from samprior.storage.verify import verify_store
 
-    with progress("verifying", "shard") as advance:
+    with told_plainly(str(store), is_job=False), progress("verifying", "shard") as advance:
         found = verify_store(store, repair=repair, seed=seed, progress=advance)
     _print(str(store), found)
     for name, of_set in found.mask_sets.items():
         _print(f"{store}, masks {name}", of_set)
     if found.ok:
         return
-    if repair and found.mendable:
-        click.echo(f"{store}: whole again")
-        return
-    if repair and not no_recompute:
-        _recompute(store, found, workers)
-        if not found.pictures:
+    if repair and (found.mendable or not no_recompute):
+        if not found.mendable:
+            _recompute(store, found, workers)
+        if _is_whole_again(store, found, seed):
             click.echo(f"{store}: whole again")
             return
     if found.pictures:
@@ -58,6 +57,20 @@ def command(
         todo = "run it with --repair, or the same `samprior precompute` if shards are only missing"
     click.echo(f"samprior: the store is not whole; {todo}", err=True)
     raise click.exceptions.Exit(1)
+
+
+def _is_whole_again(store: Path | str, found: "Verification", seed: int) -> bool:
+    """Look at what was made or written again; say what is still wrong."""
+    from samprior.pipeline.shortages import told_plainly
+    from samprior.storage.verify import verify_store
+
+    told, shown = told_plainly(str(store), is_job=False), progress("verifying what is new", "shard")
+    with told, shown as advance:
+        now = verify_store(store, seed=seed, progress=advance, after=found)
+    _print_lines(now)
+    for of_set in now.mask_sets.values():
+        _print_lines(of_set)
+    return now.ok and not found.pictures
 
 
 def _recompute(store: Path | str, found: "Verification", workers: int | None) -> None:
@@ -113,5 +126,9 @@ def _print(name: str, found: "Verification") -> None:
         f"{counted(found.num_images, 'image')}, {counted(found.num_masks, 'mask')}, "
         f"{found.stored_bytes / 1e6:.1f} MB, {len(found.quarantined)} quarantined"
     )
+    _print_lines(found)
+
+
+def _print_lines(found: "Verification") -> None:
     for line in found.lines():
         click.echo(f"  {line}", err=True)

@@ -15,12 +15,12 @@ from ray.exceptions import RayError
 from samprior.pipeline.crew import Crew
 from samprior.pipeline.events import Listener, WorkerLost
 from samprior.pipeline.folders import counted
-from samprior.pipeline.holding import wait_for_holders
 from samprior.pipeline.ledger import Ledger
 from samprior.pipeline.plan import ShardPlan
 from samprior.pipeline.pool import Pool, RayWorker, Tally
 from samprior.pipeline.ray_session import RayGoneError, Session, ray_session
 from samprior.storage.errors import StoreError, UsageError
+from samprior.storage.holding import wait_for_holders
 from samprior.storage.places import Place
 
 if TYPE_CHECKING:

@@ -21,7 +21,6 @@ from samprior.pipeline.events import (
 )
 from samprior.pipeline.folders import counted
 from samprior.pipeline.forms import ZARR, Form
-from samprior.pipeline.holding import wait_for_holders
 from samprior.pipeline.job_record import JobRecord
 from samprior.pipeline.plan import ShardPlan, Source, keys_of, pending
 from samprior.pipeline.shortages import told_plainly
@@ -30,6 +29,7 @@ from samprior.storage.errors import StoreError
 from samprior.storage.files import STAGED_SUFFIX, remove_drafts
 from samprior.storage.growth import cut, is_grown, write_listing
 from samprior.storage.header import JOB
+from samprior.storage.holding import wait_for_holders
 from samprior.storage.locks import LOCK, Hold, only_writer_of
 from samprior.storage.manifest import Header, Receipt
 from samprior.storage.places import LocalFolder, Place, is_file, open_place

@@ -4,15 +4,16 @@ Every byte is read and compared with what was written, so a single flipped bit i
 is. Memory doesn't grow with the store: receipts and shards are read one by one.
 """
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Set
+from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
 
 import numpy as np
 
-from samprior.storage.errors import StoreError, UnreachableError
+from samprior.storage.errors import BusyError, StoreError, UnreachableError
 from samprior.storage.files import is_draft
+from samprior.storage.holding import wait_for_holders
 from samprior.storage.locks import LOCK, only_writer_of
 from samprior.storage.mask_sets import FOLDER, is_name, set_name
 from samprior.storage.places import Place, open_place
@@ -31,6 +32,7 @@ def verify_store(
     repair: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
+    after: Verification | None = None,
 ) -> Verification:
     """Check every byte of a store, or of a job's tars, and decode one image of each shard.
 
@@ -39,11 +41,20 @@ def verify_store(
 
     With `repair`, files that describe the store are written as they ought to be; broken shards and
     leftovers are removed, so that the same `samprior precompute` as before makes just those again.
+    Workers of a job that was killed are waited for first.
+
+    Args:
+        where: folder or URL.
+        repair: see above.
+        seed: chooses the images to decode.
+        progress: called after each shard.
+        after: what an earlier pass found. Shards that it found whole are not read again, nor the
+            pictures that they refer to: a quick look at what a repair has made since.
 
     Raises:
         StoreError: there is no store, or neither its header nor the copy is whole.
         UnreachableError: an object store didn't answer.
-        BusyError: with `repair`, while a job writes to the store or to a mask set.
+        BusyError: with `repair`, while a job or its workers write to the store or to a mask set.
     """
     place = open_place(where)
     metadata = read_metadata(place)
@@ -57,12 +68,37 @@ def verify_store(
             progress(next(done), total)
 
     rng = np.random.default_rng(seed)
-    for check in checks:
-        with only_writer_of(check.place) if repair else nullcontext():
-            check.run(rng, advance)
+    trusted = _sound_shards(place, after)
+    # A store is held until its mask sets are checked, which have to fit its shards.
+    with ExitStack() as held:
+        for check in checks:
+            if repair:
+                held.enter_context(only_writer_of(check.place))
+                _wait_until_still(check)
+            check.run(rng, advance, trusted.get(check.place.url, frozenset()))
             if repair:
                 check.repair()
     return store.found
+
+
+def _sound_shards(place: Place, found: Verification | None) -> Mapping[str, Set[int]]:
+    """Shards found whole, of the store and of each mask set, by URL."""
+    if found is None:
+        return {}
+    sets = {place.below(set_name(name)).url: of.sound for name, of in found.mask_sets.items()}
+    return {place.url: found.sound, **sets}
+
+
+def _wait_until_still(check: Check) -> None:
+    """Wait for workers without a job; whoever holds the lock then is the only one that writes.
+
+    Raises:
+        BusyError: they don't end; or a job has changed the store before the lock was taken.
+    """
+    if check.place.local is not None:
+        wait_for_holders(check.place.local / check.header_file)
+    if read_metadata(check.place).header != check.header:
+        raise BusyError(f"a job has just written to {check.place.url}; run the same command again")
 
 
 def _mask_sets(store: Check) -> list[Check]:

@@ -1,7 +1,8 @@
 """One pass over a store, over one of its mask sets, or over the tars of a job; and its repair."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 
@@ -33,6 +34,10 @@ class Verification:
     quarantined: dict[str, str] = field(default_factory=dict)
     broken: dict[int, list[str]] = field(default_factory=dict)
     """What is wrong, by shard."""
+    sound: set[int] = field(default_factory=set, repr=False)
+    """Shards with nothing wrong."""
+    unchecked: list[int] = field(default_factory=list)
+    """Shards that another process finished meanwhile: nothing is known of them."""
     metadata: list[str] = field(default_factory=list)
     """What is wrong with the files that describe the store as a whole."""
     rewrites: dict[str, bytes] = field(default_factory=dict, repr=False)
@@ -50,14 +55,15 @@ class Verification:
     @property
     def ok(self) -> bool:
         """Whether every shard of the plan is there and whole, and those of all mask sets."""
-        whole = not self.broken and not self.metadata and not self.pictures
+        whole = not (self.broken or self.unchecked or self.metadata or self.pictures)
         whole = whole and self.num_shards == self.planned_shards
         return whole and all(found.ok for found in self.mask_sets.values())
 
     @property
     def mendable(self) -> bool:
         """Whether a repair makes all of it whole, or has done so, and leaves nothing to a job."""
-        whole = not self.broken and not self.pictures and self.num_shards == self.planned_shards
+        whole = not (self.broken or self.unchecked or self.pictures)
+        whole = whole and self.num_shards == self.planned_shards
         whole = whole and len(self.metadata) == len(self.rewrites)
         return whole and all(found.mendable for found in self.mask_sets.values())
 
@@ -66,6 +72,11 @@ class Verification:
         yield from self.metadata
         for shard, problems in self.broken.items():
             yield from (f"shard {shard}: {problem}" for problem in problems)
+        for shard in self.unchecked:
+            yield (
+                f"shard {shard}: another process finished it meanwhile, so it was not checked; run "
+                "`samprior verify` again"
+            )
         yield from self.pictures
         yield from (f"leftover of a killed writer: {name}" for name in self.leftovers)
         yield from (f"not of samprior, left alone: {name}" for name in self.strangers)
@@ -73,6 +84,9 @@ class Verification:
 
 class Check:
     """What all passes share; `StoreCheck` and `TarCheck` know the files."""
+
+    header_file: ClassVar[str]
+    """The file that tells what the folder is; workers of a job hold it."""
 
     def __init__(self, place: Place, metadata: Metadata, parent: "Check | None" = None) -> None:
         self.place = place
@@ -86,12 +100,15 @@ class Check:
         self._metadata = metadata
         self._listing = Listing(place, self.header)
 
-    def run(self, rng: np.random.Generator, advance: Callable[[], None]) -> None:
-        """Check all shards, what holds them together, and what doesn't belong there."""
+    def run(self, rng: np.random.Generator, advance: Callable[[], None], trusted: Set[int]) -> None:
+        """Check all shards, what holds them together, and what doesn't belong there.
+
+        Of shards that are `trusted` only the receipts are read.
+        """
         shards = set(receipt_shards(self.place))
         for shard in range(self.header.num_shards):
             if shard in shards:
-                self._check_shard(shard, rng)
+                self._check_shard(shard, rng, is_trusted=shard in trusted)
             advance()
         for shard in sorted(shards):
             if shard >= self.header.num_shards:
@@ -99,18 +116,32 @@ class Check:
                 self.found.broken[shard] = [f"{origin} is no shard of the plan"]
         self._listing.check(self._metadata)
         check_job(self.place, self._metadata)
-        for folder, names in self._known(shards).items():
-            self._check_names(folder, names)
+        held = {folder: self.place.names(folder) for folder in self._known(shards)}
+        # Listed after the data: a writer leaves the receipt last.
+        now = set(receipt_shards(self.place))
+        self.found.unchecked = sorted(now - shards)
+        for folder, known in self._known(shards | now).items():
+            self._check_names(folder, held[folder], known)
 
     def repair(self) -> None:
         """Write what can be told, and remove what is broken; the receipt of a shard goes first."""
         for shard in self.found.broken:
             self._drop(receipt_name(shard))
             self._drop(self._data_of(shard))
+        self._spare_what_was_finished()
         for name in self.found.leftovers:
             self._drop(name)
         for name, content in self.found.rewrites.items():
             self.place.write(name, content)
+
+    def _spare_what_was_finished(self) -> None:
+        """Take shards that have their receipt by now out of the leftovers."""
+        if all(is_draft(_last(name)) for name in self.found.leftovers):
+            return
+        for shard in receipt_shards(self.place):
+            if self._data_of(shard) in self.found.leftovers:
+                self.found.leftovers.remove(self._data_of(shard))
+                self.found.unchecked.append(shard)
 
     def _known(self, shards: set[int]) -> dict[str, set[str]]:
         """What may lie directly in the folder and in those below it; `shards` have receipts."""
@@ -124,7 +155,7 @@ class Check:
         """What is wrong with the data of a shard, of which the image of a row is decoded."""
         raise NotImplementedError
 
-    def _check_shard(self, shard: int, rng: np.random.Generator) -> None:
+    def _check_shard(self, shard: int, rng: np.random.Generator, *, is_trusted: bool) -> None:
         try:
             receipt = whole_receipt(self.place, shard)
         except UnreachableError:
@@ -133,6 +164,9 @@ class Check:
             self.found.broken[shard] = [str(error)]
             return
         self._listing.add(receipt)
+        if is_trusted:
+            self._count(receipt)
+            return
         row = int(rng.integers(len(receipt.keys))) if receipt.keys else None
         problems = self._problems(receipt, row) + plan_problems(self.place, self.header, receipt)
         if self.parent is not None:
@@ -141,21 +175,26 @@ class Check:
             self.found.broken[shard] = problems
         else:
             self._count(receipt)
+            self._check_pictures(receipt)
 
     def _count(self, receipt: Receipt) -> None:
+        """Add a shard that is whole to what was found."""
         self.found.num_shards += 1
+        self.found.sound.add(receipt.shard)
         self.found.num_images += len(receipt.keys)
         self.found.num_masks += sum(receipt.num_masks)
         self.found.stored_bytes += receipt.stored_bytes
         self.found.quarantined |= receipt.quarantined
+
+    def _check_pictures(self, receipt: Receipt) -> None:
         if self.header.images == "reference":
             root = resolved_root(self.header, None, where=self.place.url)
             assert root is not None
             self.found.pictures += picture_problems(root, receipt)
 
-    def _check_names(self, folder: str, known: set[str]) -> None:
-        """Sort what lies in a folder and isn't known into leftovers and strangers."""
-        for last in self.place.names(folder):
+    def _check_names(self, folder: str, held: Sequence[str], known: set[str]) -> None:
+        """Sort what a folder held and isn't known into leftovers and strangers."""
+        for last in held:
             name = joined(folder, last)
             if is_draft(last) or (last not in known and self._is_ours(name)):
                 self.found.leftovers.append(name)
@@ -180,8 +219,10 @@ class Check:
 class StoreCheck(Check):
     """One pass over a zarr store, or over the mask set of the store of `parent`."""
 
+    header_file = "zarr.json"
+
     def _known(self, shards: set[int]) -> dict[str, set[str]]:
-        root = {"zarr.json", HEADER_COPY, JOB, "shards", "receipts", LOCK}
+        root = {self.header_file, HEADER_COPY, JOB, "shards", "receipts", LOCK}
         if self.parent is None:
             root.add(FOLDER)
         if has_listing(self.header):
@@ -203,13 +244,15 @@ class StoreCheck(Check):
 class TarCheck(Check):
     """One pass over the tars of a job."""
 
+    header_file = HEADER
+
     def __init__(self, place: Place, metadata: Metadata) -> None:
         super().__init__(place, metadata)
         self._entries: list[TarEntry] = []
 
-    def run(self, rng: np.random.Generator, advance: Callable[[], None]) -> None:
+    def run(self, rng: np.random.Generator, advance: Callable[[], None], trusted: Set[int]) -> None:
         """See `Check`; the index is compared with the one that the receipts make."""
-        super().run(rng, advance)
+        super().run(rng, advance, trusted)
         if self._is_whole:
             index = index_json(self._entries, fingerprint=self.header.fingerprint)
             self._metadata.compare(self.place, INDEX, index)
@@ -232,10 +275,12 @@ class TarCheck(Check):
         return tar_name(shard)
 
     def _problems(self, receipt: Receipt, row: int | None) -> list[str]:
-        problems = tar_problems(self.place, receipt, row)
-        if receipt.keys and not problems:
+        return tar_problems(self.place, receipt, row)
+
+    def _count(self, receipt: Receipt) -> None:
+        super()._count(receipt)
+        if receipt.keys:
             self._entries.append(tar_entry(receipt))
-        return problems
 
 
 def _last(name: str) -> str:

@@ -14,15 +14,19 @@ import numpy as np
 import pytest
 
 from samprior.pipeline.datasets import Dataset, Pair, find_dataset
+from samprior.pipeline.job_record import JobRecord
 from samprior.pipeline.precompute import precompute
 from samprior.pipeline.worker import MasksOf
 from samprior.storage import MaskSet
+from samprior.storage.header import HEADER_COPY, JOB
 from samprior.storage.images import Rgb, write_png
 from samprior.storage.locks import LOCK
 from samprior.storage.manifest import digests_of
 from samprior.storage.places import LocalFolder, open_place
 from samprior.storage.verify import Verification, verify_store
 from samprior.storage.verify_metadata import read_metadata
+
+PATTERNS = {"degraded_pattern": "noisy/{key}.png", "clean_pattern": "clean/{key}.png"}
 
 HARD = {"flips": 3, "cuts": 1}
 GENTLE = {"flips": 1, "cuts": 1}
@@ -77,12 +81,14 @@ def pictures(folder: Path, *names: str) -> Dataset:
     for name in names:
         for side in ("noisy", "clean"):
             write_png(folder / side / f"{name}.png", rng.integers(0, 256, (20, 24, 3), np.uint8))
-    patterns = {"degraded_pattern": "noisy/{key}.png", "clean_pattern": "clean/{key}.png"}
-    return find_dataset("folder", folder, **patterns)
+    return find_dataset("folder", folder, **PATTERNS)
 
 
 def job(dataset: Dataset, root: Path | str, **more: Any) -> None:  # noqa: ANN401
-    precompute(dataset, root, Halves(), workers=0, **{"images_per_shard": 2, **more})
+    asked = {"images_per_shard": 2, **more}
+    kept = {name: value for name, value in asked.items() if name != "append"}
+    record = JobRecord(dataset="folder", root=str(dataset.root), **PATTERNS, **kept)
+    precompute(dataset, root, Halves(), workers=0, record=record, **asked)
 
 
 @pytest.fixture(scope="module", params=["store", "references", "tars"])
@@ -141,6 +147,7 @@ def test_every_damage_is_found_and_named(folder: Folder, rng: np.random.Generato
         assert not found.ok, file
         assert any(str(file) in line for line in lines(found)), (file, lines(found))
         count += 1
+    assert JOB in folder.kinds()
     assert count == sum(HARD.values()) * len(folder.kinds())
     assert verify_store(folder.root).ok
     assert folder.digests() == folder.whole
@@ -160,7 +167,7 @@ def test_repair_and_the_same_command_bring_the_same_bytes_back(
 
 def test_a_lost_file_is_found_and_made_again(folder: Folder, rng: np.random.Generator) -> None:
     for kind, names in folder.kinds().items():
-        if kind.endswith("header-copy.json"):
+        if kind.endswith((HEADER_COPY, JOB)):
             continue  # stores that were made before there was one have none
         (folder.root / names[int(rng.integers(len(names)))]).unlink()
         assert not verify_store(folder.root).ok, kind

@@ -28,7 +28,6 @@ from samprior.pipeline.events import (
     WorkerLost,
     to_record,
 )
-from samprior.pipeline.holding import wait_for_holders
 from samprior.pipeline.job import JobResult, MasksOf, run_job
 from samprior.pipeline.ledger import Ledger
 from samprior.pipeline.makers import Segmented, crew_for
@@ -39,6 +38,7 @@ from samprior.pipeline.segmenters import segmenter_settings
 from samprior.pipeline.worker import IDLE
 from samprior.storage import MaskSet, MaskStore
 from samprior.storage.errors import BusyError, StoreError, UsageError
+from samprior.storage.holding import wait_for_holders
 from samprior.storage.images import Rgb, write_png
 from samprior.storage.verify import verify_store
 
@@ -230,7 +230,7 @@ def test_a_job_waits_for_the_workers_of_a_dead_one(tmp_path: Path) -> None:
     file.touch()
     program = (
         "import sys; from pathlib import Path\n"
-        "from samprior.pipeline.holding import hold_for_life\n"
+        "from samprior.storage.holding import hold_for_life\n"
         "hold_for_life(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()\n"
     )
     holders = [

@@ -1,20 +1,26 @@
 """`samprior verify --repair` makes a store whole again by the command that it was made with."""
 
+import errno
 import json
+import os
 import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from samprior.pipeline.job import JobResult
 from samprior.pipeline.job_record import JobRecord, read_record
+from samprior.pipeline.recompute import recompute
 from samprior.storage.errors import StoreError
 from samprior.storage.header import JOB
 from samprior.storage.images import write_png
+from samprior.storage.locks import LOCK
 from samprior.storage.manifest import digests_of
-from samprior.storage.places import open_place
+from samprior.storage.places import LocalFolder, open_place
 
 Samprior = Callable[..., tuple[int, str, str]]
 
@@ -63,6 +69,51 @@ def test_what_is_broken_is_made_again_in_the_store_and_its_mask_sets(
     assert f"--root {rain}" in err
     assert digests_of(store) == whole
     assert samprior("verify", store)[0] == 0
+
+
+def test_whole_again_is_said_of_what_is(
+    samprior: Samprior, rain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tmp_path / "store"
+    samprior(*superpixel(rain, store, "--images-per-shard", 1))
+    damage(store / "shards" / "000001")
+
+    def badly(*given: Any, **more: Any) -> JobResult:  # noqa: ANN401
+        result = recompute(*given, **more)
+        damage(store / "shards" / "000001")
+        return result
+
+    monkeypatch.setattr("samprior.pipeline.recompute.recompute", badly)
+    code, out, err = samprior("verify", store, "--repair", "--workers", 0)
+    assert code == 1
+    assert "whole again" not in out
+    assert "shard 1" in err.partition("making again")[2]
+
+
+@pytest.mark.parametrize(
+    ("number", "way_out"), [(errno.EROFS, "mount it for writing"), (errno.EACCES, "who may write")]
+)
+def test_a_disk_that_is_only_read_is_told_plainly(
+    samprior: Samprior,
+    rain: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    way_out: str,
+) -> None:
+    store = tmp_path / "store"
+    samprior(*superpixel(rain, store, "--images-per-shard", 1))
+
+    def refuse(place: LocalFolder) -> None:
+        raise OSError(number, os.strerror(number), str(place.path / LOCK))
+
+    monkeypatch.setattr("samprior.storage.verify.only_writer_of", refuse)
+    code, _, err = samprior("verify", store, "--repair")
+    assert code == 1
+    (line,) = err.splitlines()
+    assert line.startswith(f"samprior: {os.strerror(number)}: {store / LOCK}; ")
+    assert way_out in line
+    assert "--out" not in line
 
 
 def test_a_dataset_that_is_gone_is_told_with_the_command(

@@ -1,10 +1,12 @@
 """`verify_store` finds any damage and names it; repair removes what is broken and nothing else."""
 
 import errno
+import fcntl
 import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +14,16 @@ import numpy as np
 import pytest
 
 from samprior.storage import MaskStore
-from samprior.storage.errors import StoreError, UnreachableError
+from samprior.storage.errors import BusyError, StoreError, UnreachableError
 from samprior.storage.files import STAGED_SUFFIX
 from samprior.storage.growth import listing_sha256
 from samprior.storage.header import HEADER_COPY, JOB, digest, readable_json
+from samprior.storage.holding import wait_for_holders
 from samprior.storage.locks import LOCK
 from samprior.storage.manifest import (
     Header,
     digests_of,
+    read_header,
     read_receipts,
     receipt_file,
     shard_folder,
@@ -28,6 +32,7 @@ from samprior.storage.manifest import (
 )
 from samprior.storage.places import LocalFolder
 from samprior.storage.verify import verify_store
+from samprior.storage.verify_checks import StoreCheck
 from samprior.storage.writer import write_shard
 
 Make = Callable[..., Any]
@@ -210,6 +215,96 @@ def test_leftovers_do_no_harm_and_are_removed(root: Path) -> None:
     assert not any(path.exists() for path in leftovers)
     assert len(list(MaskStore.open(root))) == 4
     assert not verify_store(root).leftovers
+
+
+def finish_meanwhile(root: Path, away: Path, shard: int) -> Callable[[int, int], None]:
+    """Move a shard away, for a writer that finishes it as soon as another one is checked."""
+    away.mkdir()
+    receipt, data = receipt_file(root, shard), shard_folder(root, shard)
+    receipt.rename(away / "receipt")
+    data.rename(away / "data")
+
+    def finish(*_: int) -> None:
+        if not receipt.exists():
+            shutil.copytree(away / "data", data)
+            shutil.copy(away / "receipt", receipt)
+
+    return finish
+
+
+def test_a_shard_that_is_finished_meanwhile_is_no_leftover(root: Path, tmp_path: Path) -> None:
+    finish = finish_meanwhile(root, tmp_path / "away", 1)
+    found = verify_store(root, repair=True, progress=finish)
+    assert (found.unchecked, found.leftovers, found.strangers) == ([1], [], [])
+    assert not found.ok
+    assert not found.mendable
+    assert "was not checked; run `samprior verify` again" in "".join(found.lines())
+    assert verify_store(root).ok
+
+
+def test_nor_is_one_that_is_finished_just_before_it_would_be_removed(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish = finish_meanwhile(root, tmp_path / "away", 1)
+    shutil.copytree(tmp_path / "away" / "data", shard_folder(root, 1))  # not its receipt
+    is_told = StoreCheck.repair
+
+    def repair(check: StoreCheck) -> None:
+        assert check.found.leftovers == ["shards/000001"]
+        shutil.rmtree(shard_folder(root, 1))
+        finish()
+        is_told(check)
+
+    monkeypatch.setattr(StoreCheck, "repair", repair)
+    found = verify_store(root, repair=True)
+    assert (found.unchecked, found.leftovers) == ([1], [])
+    assert not found.ok
+    assert verify_store(root).ok
+
+
+def test_repair_waits_for_workers_without_a_job(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    descriptor = os.open(root / "zarr.json", os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    impatient = partial(wait_for_holders, patience_s=0.2)
+    monkeypatch.setattr("samprior.storage.verify.wait_for_holders", impatient)
+    receipt_file(root, 1).unlink()
+    before = digests_of(shard_folder(root, 1))
+    with pytest.raises(BusyError, match="workers of a job that was killed still write"):
+        verify_store(root, repair=True)
+    assert digests_of(shard_folder(root, 1)) == before
+    assert verify_store(root).leftovers == ["shards/000001"]
+    os.close(descriptor)
+    verify_store(root, repair=True)
+    assert not shard_folder(root, 1).exists()
+
+
+def test_a_store_that_grew_before_it_was_locked_is_left_alone(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def grow(_: Path) -> None:
+        header = read_header(root)
+        write_header(root, replace(header, num_images=8, num_shards=4))
+
+    monkeypatch.setattr("samprior.storage.verify.wait_for_holders", grow)
+    with pytest.raises(BusyError, match="a job has just written"):
+        verify_store(root, repair=True)
+    assert read_header(root).num_shards == 4
+
+
+def test_a_second_look_reads_what_was_not_whole(root: Path, rng: np.random.Generator) -> None:
+    whole = shard_folder(root, 1)
+    shutil.copytree(whole, root.parent / "spare")
+    flip_bit(whole / "clean" / "c" / "0" / "0" / "0" / "0", rng)
+    first = verify_store(root)
+    assert (list(first.broken), first.sound) == ([1], {0, 2})
+    assert list(verify_store(root, after=first).broken) == [1]
+    shutil.rmtree(whole)
+    (root.parent / "spare").rename(whole)
+    flip_bit(shard_folder(root, 0) / "clean" / "c" / "0" / "0" / "0" / "0", rng)
+    assert verify_store(root, after=first).ok  # shard 0 was whole
+    assert list(verify_store(root).broken) == [0]
 
 
 def test_a_receipt_beyond_the_plan(root: Path, make_record: Make) -> None:
