@@ -1,14 +1,15 @@
-# make demo | make test | make lint | make benchmark: each creates the environment it needs.
+# make demo | make test | make chaos | make lint | make benchmark: each creates the environment it needs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test lint links benchmark clean
+.PHONY: help demo test chaos lint links benchmark clean
 
 help:
 	@echo "make demo       set up everything and run the whole path on embedded photographs"
 	@echo "make test       set up everything and run the tests"
+	@echo "make chaos      kill a small precompute job 30 times, and change the machines of another"
 	@echo "make lint       formatting, lint rules, types, spelling"
 	@echo "make benchmark  time samprior against named peers"
 	@echo "make clean      remove what these made"
@@ -29,6 +30,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest
+
+chaos: $(STAMP)
+	@$(BIN)/python tests/chaos.py
 
 # Type checkers do not follow the editable install's import hook: give them a tree of links.
 links:

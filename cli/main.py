@@ -1,6 +1,7 @@
 """`samprior`: the list of commands. Each is imported only when it is used, so help is quick."""
 
 import importlib
+import signal
 import sys
 from importlib.metadata import version
 
@@ -9,7 +10,8 @@ import click
 COMMANDS = {
     "precompute": ("precompute", "Segment a dataset once and keep all masks in a store."),
     "import-masks": ("import_masks", "Make a store of masks of amg.py, SA-1B or COCO."),
-    "verify": ("verify", "Check every byte of a store; --repair drops what is broken."),
+    "status": ("status", "Say how far a store is, and whether its job runs."),
+    "verify": ("verify", "Check every byte of a store; --repair makes what is broken again."),
     "migrate": ("migrate", "Copy a store of an older format to the present one."),
     "inspect": ("inspect", "Draw a store's masks as one HTML page."),
     "export": ("export", "Write a store as webdataset tars, COCO, SA-1B or PNG."),
@@ -68,7 +70,13 @@ def cli() -> None:
 def main() -> None:
     """Run the command line; a user's mistake becomes one line and its exit code."""
     try:
-        cli()
+        sys.exit(cli(standalone_mode=False))
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:
+        click.echo("samprior: interrupted", err=True)
+        sys.exit(128 + signal.SIGINT)
     except Exception as error:
         code = _exit_code(error)
         if code is None:

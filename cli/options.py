@@ -32,6 +32,22 @@ class _LocalPath(click.Path):
 PathOption = _LocalPath(path_type=Path)
 
 
+class _PathOrUrl(click.Path):
+    """A path, or the URL of a folder in an object store as it was given."""
+
+    def convert(
+        self,
+        value: "str | os.PathLike[str]",
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> "str | bytes | os.PathLike[str]":
+        """Turn a word of the command line into a path, unless it is a URL."""
+        return value if "://" in str(value) else super().convert(value, param, ctx)
+
+
+PathOrUrlOption = _PathOrUrl(path_type=Path)
+
+
 def dataset_options(function: "F") -> "F":
     """--dataset, --root, --split and the patterns of free layouts."""
     split = click.option("--split", help="train or test, where the layout has splits.")
@@ -44,6 +60,27 @@ def datasets_options(function: "F") -> "F":
         "--split", multiple=True, help="train or test, where the layout has splits; repeatable."
     )
     return _dataset_options(function, split)
+
+
+def crew_options(function: "F") -> "F":
+    """What each worker needs, and where the workers live."""
+    for option in (
+        click.option(
+            "--image-timeout",
+            type=float,
+            metavar="SECONDS",
+            help="Quarantine an image that takes longer.  [default: never]",
+        ),
+        click.option("--cpus-per-worker", type=float, help="Cores reserved for each worker."),
+        click.option("--gpus-per-worker", type=float, help="GPUs reserved for each; 0.5 is half."),
+        click.option(
+            "--address",
+            metavar="HOST:PORT",
+            help="Ray cluster to join, or auto.  [default: RAY_ADDRESS, else none]",
+        ),
+    ):
+        function = option(function)
+    return function
 
 
 def tlc_options(function: "F") -> "F":

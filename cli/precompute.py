@@ -5,11 +5,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from samprior.cli.options import PathOption, dataset_options, open_dataset
+from samprior.cli.job_view import job_view
+from samprior.cli.options import (
+    PathOption,
+    PathOrUrlOption,
+    crew_options,
+    dataset_options,
+    open_dataset,
+)
 from samprior.cli.progress import progress
 
 if TYPE_CHECKING:
-    from samprior.pipeline.datasets import Dataset
     from samprior.pipeline.job import JobResult
     from samprior.pipeline.makers import Segmented
     from samprior.pipeline.plan import Source
@@ -18,7 +24,12 @@ if TYPE_CHECKING:
 
 @click.command("precompute", short_help="Segment a dataset once and keep all masks.")
 @dataset_options
-@click.option("--out", required=True, type=PathOption, help="The store's folder.")
+@click.option(
+    "--out",
+    required=True,
+    type=PathOrUrlOption,
+    help="The store's folder, or its s3:// or gs:// URL.",
+)
 @click.option(
     "--format",
     "form",
@@ -60,6 +71,9 @@ if TYPE_CHECKING:
 @click.option("--append", is_flag=True, help="Take images that the dataset has got since.")
 @click.option("--images-per-shard", type=int, help="Images of a shard.  [default: 32]")
 @click.option("--workers", type=int, help="Ray workers; 0 runs without Ray.")
+@crew_options
+@click.option("--retry-quarantined", is_flag=True, help="Try quarantined images again.")
+@click.option("--json", "as_json", is_flag=True, help="Print events as JSON lines (docs/jobs.md).")
 @click.option("--dry-run", is_flag=True, help="Only say what it would take, from three probes.")
 @click.option("--allow-quarantine", is_flag=True, help="Exit 0 even if images were unusable.")
 def command(  # one argument per option
@@ -69,7 +83,7 @@ def command(  # one argument per option
     variant: str | None,
     degraded_pattern: str | None,
     clean_pattern: str | None,
-    out: Path,
+    out: Path | str,
     form: Literal["zarr", "webdataset"],
     segmenter: str,
     model: str | None,
@@ -84,12 +98,19 @@ def command(  # one argument per option
     append: bool,
     images_per_shard: int | None,
     workers: int | None,
+    address: str | None,
+    gpus_per_worker: float | None,
+    cpus_per_worker: float | None,
+    image_timeout: float | None,
+    retry_quarantined: bool,
+    as_json: bool,
     dry_run: bool,
     allow_quarantine: bool,
 ) -> None:
     """Segment every image of a dataset and keep the masks in a store.
 
-    Run the same command again after any interruption: finished shards are kept.
+    Run the same command again after any interruption: finished shards are kept. Ctrl-C and SIGTERM
+    end it cleanly; `samprior status` says how far it is.
 
     \b
     samprior precompute --dataset gopro --root GOPRO_Large --split train --out stores/gopro
@@ -103,38 +124,76 @@ def command(  # one argument per option
         --masks blurred --source degraded
     samprior precompute --dataset rain --root Rain13K --split train --out stores/rain \\
         --masks restored --source restored/rain
+    samprior precompute --dataset rain --root Rain13K --split train --out s3://bucket/stores/rain
 
     Training and the other commands take a store. Tars are for training programs of your own; they
     are those that `samprior export` would write.
     """
-    from samprior.pipeline.precompute import plan_target, precompute
-
-    found = open_dataset(dataset, root, split, variant, degraded_pattern, clean_pattern)
+    crew: dict[str, Any] = {
+        "workers": workers,
+        "address": address,
+        "gpus_per_worker": gpus_per_worker,
+        "cpus_per_worker": cpus_per_worker,
+        "image_timeout_s": image_timeout,
+    }
     sam = {
         "model": model,
-        "checkpoint": checkpoint,
+        "checkpoint": checkpoint and str(checkpoint.absolute()),
         "device": device,
         "engine": engine,
         "precision": precision,
     }
-    maker = _maker(segmenter, settings, {name: given for name, given in sam.items() if given})
-    maker, side = _source(maker, found, source)
-    wanted: dict[str, Any] = {
-        "form": form,
-        "source": side,
-        "images": images,
-        "masks": masks,
-        "append": append,
-        "images_per_shard": images_per_shard,
-    }
-    if dry_run:
-        _dry_run(plan_target(found, out, maker, **wanted), maker, side)
-        return
-    with progress(f"segmenting ({segmenter})", "image") as advance:
-        result = precompute(found, out, maker, **wanted, workers=workers, progress=advance)
+    with job_view(f"segmenting ({segmenter})", as_json=as_json) as view:
+        from samprior.pipeline.crew import Crew
+        from samprior.pipeline.job_record import JobRecord
+        from samprior.pipeline.precompute import plan_target, precompute
+        from samprior.pipeline.source_folder import maker_of_source
+
+        chosen = Crew(**crew)
+        found = open_dataset(dataset, root, split, variant, degraded_pattern, clean_pattern)
+        given = {name: value for name, value in sam.items() if value}
+        maker, side = maker_of_source(_maker(segmenter, settings, given), found, source)
+        wanted: dict[str, Any] = {
+            "form": form,
+            "source": side,
+            "images": images,
+            "masks": masks,
+            "append": append,
+            "images_per_shard": images_per_shard,
+        }
+        if dry_run:
+            _dry_run(plan_target(found, out, maker, **wanted), maker, side, out=out)
+            return
+        record = JobRecord(
+            dataset=dataset,
+            root=str(found.root),
+            split=split,
+            variant=variant,
+            degraded_pattern=degraded_pattern,
+            clean_pattern=clean_pattern,
+            segmenter=segmenter,
+            **given,
+            settings=settings,
+            source=source if side != "folder" else str(Path(source).absolute()),
+            form=form,
+            images=images,
+            masks=masks,
+            images_per_shard=images_per_shard,
+        )
+        result = precompute(
+            found,
+            out,
+            maker,
+            **wanted,
+            workers=chosen,
+            retry_quarantined=retry_quarantined,
+            record=record,
+            listen=view,
+        )
+    view.finished(result)
     idle = "nothing to append" if append else "nothing to do"
     where = out if masks == "main" else f"{out}, masks {masks}"
-    report(result, where, allow_quarantine=allow_quarantine, idle=idle)
+    report(result, where, allow_quarantine=allow_quarantine, idle=idle, as_json=as_json)
 
 
 def _maker(segmenter: str, settings: tuple[str, ...], sam: dict[str, Any]) -> "Segmented":
@@ -144,6 +203,8 @@ def _maker(segmenter: str, settings: tuple[str, ...], sam: dict[str, Any]) -> "S
 
     if segmenter != "sam" and sam:
         raise UsageError(f"--{next(iter(sam))} goes with SAM, not with {segmenter}")
+    if "checkpoint" in sam:
+        sam = {**sam, "checkpoint": Path(sam["checkpoint"])}
     with progress(f"downloading {sam.get('model', 'vit_h')}", "byte") as download:
         return segmenter_maker(
             segmenter,
@@ -153,31 +214,27 @@ def _maker(segmenter: str, settings: tuple[str, ...], sam: dict[str, Any]) -> "S
         )
 
 
-def _source(maker: "Segmented", dataset: "Dataset", source: str) -> tuple["Segmented", "Source"]:
-    """The maker and the side that --source asks for; a folder called `clean` is `./clean`."""
-    from samprior.pipeline.source_folder import folder_maker
-
-    sides: dict[str, Source] = {"clean": "clean", "degraded": "degraded"}
-    if source in sides:
-        return maker, sides[source]
-    return folder_maker(maker, dataset, Path(source)), "folder"
-
-
 def report(
-    result: "JobResult", out: Path | str, *, allow_quarantine: bool, idle: str = "nothing to do"
+    result: "JobResult",
+    out: Path | str,
+    *,
+    allow_quarantine: bool,
+    idle: str = "nothing to do",
+    as_json: bool = False,
 ) -> None:
     """Print how a job ended; exit with 1 when images were quarantined and that isn't allowed.
 
-    `idle` is said of a job that found all shards finished.
+    `idle` is said of a job that found all shards finished; with `as_json` nothing goes to stdout.
     """
     from samprior.storage.survey import counted
 
     written = result.shards_written
-    click.echo(
-        f"{out}: {counted(result.num_images, 'image')} in {counted(result.num_shards, 'shard')}, "
-        f"{result.stored_bytes / 1e6:.1f} MB; "
-        + (f"{counted(written, 'shard')} written now" if written else idle)
-    )
+    images, shards = counted(result.num_images, "image"), counted(result.num_shards, "shard")
+    if not as_json:
+        click.echo(
+            f"{out}: {images} in {shards}, {result.stored_bytes / 1e6:.1f} MB; "
+            + (f"{counted(written, 'shard')} written now" if written else idle)
+        )
     if not result.quarantined:
         return
     click.echo(f"{counted(len(result.quarantined), 'image')} quarantined:", err=True)
@@ -186,20 +243,20 @@ def report(
     if not allow_quarantine:
         click.echo(
             "samprior: the others are stored. Mend the files and run the same command again, or "
-            "accept the loss with --allow-quarantine",
+            "accept the loss with --allow-quarantine. --retry-quarantined tries all of them again",
             err=True,
         )
         raise click.exceptions.Exit(1)
 
 
-def _dry_run(target: "Target", maker: "Segmented", source: "Source") -> None:
-    from samprior.pipeline.job import estimate
+def _dry_run(target: "Target", maker: "Segmented", source: "Source", *, out: Path | str) -> None:
+    from samprior.pipeline.estimate import estimate
     from samprior.storage.survey import counted
 
     left = target.left()
     num_images = sum(len(shard.pairs) for shard in left)
     if not num_images:
-        click.echo(f"{target.out} is finished: nothing to do")
+        click.echo(f"{out} is finished: nothing to do")
         return
     guess = estimate(left, maker, source=source, paired=True, form=target.form)
     total_s = guess.seconds_per_image * num_images

@@ -18,10 +18,11 @@ class Advance(Protocol):
 
 
 @contextmanager
-def progress(title: str, unit: str) -> Iterator[Advance]:
-    """Show the progress of one long piece of work on stderr."""
+def progress(title: str, unit: str, *, pace: "Pace | None" = None) -> Iterator[Advance]:
+    """Show the progress of one long piece of work on stderr; with `pace`, at its rate."""
+    pace = pace or Pace()
     if not sys.stderr.isatty():
-        yield _Lines(title, unit)
+        yield _Lines(title, unit, pace)
         return
     from rich.console import Console
     from rich.progress import (
@@ -43,7 +44,6 @@ def progress(title: str, unit: str) -> Iterator[Advance]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[remark]}"),
     )
-    pace = _Pace()
     bar = Progress(*columns, console=Console(stderr=True))
     task = bar.add_task(title, total=None, rate="", remark="")
 
@@ -60,15 +60,27 @@ def progress(title: str, unit: str) -> Iterator[Advance]:
         bar.stop()
 
 
-class _Pace:
-    """Rate since the first call; what an earlier run did is not counted."""
+class Pace:
+    """Rate since the first call; what an earlier run did is not counted.
 
-    def __init__(self) -> None:
+    With `waits` nothing counts before `begin`: for work that has to be loaded first.
+    """
+
+    def __init__(self, *, waits: bool = False) -> None:
         self.created = time.monotonic()
+        self.waits = waits
         self.first: tuple[float, int] | None = None
 
+    def begin(self, done: int) -> None:
+        """Count from now on, when `done` are done; later calls change nothing."""
+        if self.first is None:
+            self.first = (time.monotonic(), done)
+
     def per_second(self, done: int) -> float:
+        """The rate, when `done` are done now."""
         now = time.monotonic()
+        if self.first is None and self.waits:
+            return 0.0
         if self.first is None:
             # A first call with more than one done tells where a resumed run starts.
             self.first = (self.created, 0) if done <= 1 else (now, done)
@@ -77,9 +89,9 @@ class _Pace:
 
 
 class _Lines:
-    def __init__(self, title: str, unit: str) -> None:
+    def __init__(self, title: str, unit: str, pace: Pace) -> None:
         self.title, self.unit = title, unit
-        self.pace = _Pace()
+        self.pace = pace
         self.said = time.monotonic()
         self.remark = ""
         self.ended = False
@@ -96,5 +108,5 @@ class _Lines:
             speed = f"{rate:.2f}/s, {(total - done) / rate:.0f} s left"
         else:
             speed = "done before" if self.ended else "starting"
-        line = f"{self.title}: {done}/{total} {self.unit}s, {speed} {self.remark}"
-        print(line.rstrip(), file=sys.stderr, flush=True)
+        told = (f"{self.title}: {done}/{total} {self.unit}s", speed, self.remark)
+        print(", ".join(filter(None, told)), file=sys.stderr, flush=True)

@@ -5,38 +5,117 @@ from typing import TYPE_CHECKING
 
 import click
 
-from samprior.cli.options import PathOption
+from samprior.cli.job_view import job_view
+from samprior.cli.options import PathOrUrlOption
 from samprior.cli.progress import progress
 
 if TYPE_CHECKING:
+    from samprior.storage.places import Place
     from samprior.storage.verify import Verification
 
 
 @click.command("verify")
-@click.argument("store", type=PathOption)
-@click.option("--repair", is_flag=True, help="Remove what is broken, so that it can be made anew.")
+@click.argument("store", type=PathOrUrlOption)
+@click.option("--repair", is_flag=True, help="Remove what is broken, and make it again.")
+@click.option("--no-recompute", is_flag=True, help="With --repair: only remove.")
+@click.option("--workers", type=int, help="Ray workers of the repair, as for precompute.")
 @click.option("--seed", default=0, show_default=True, help="Chooses the images to decode.")
-def command(store: Path, repair: bool, seed: int) -> None:
+def command(
+    store: Path | str, repair: bool, no_recompute: bool, workers: int | None, seed: int
+) -> None:
     """Check every byte of a store against its receipts and decode an image of each shard.
+
+    --repair removes what is broken and runs the command again that the store was made with, which
+    makes just that.
 
     \b
     samprior verify stores/gopro
-    samprior verify stores/gopro --repair    # then run the same precompute again
+    samprior verify stores/gopro --repair
+    samprior verify stores/gopro --repair --no-recompute    # then run the same precompute again
     """
+    from samprior.pipeline.shortages import told_plainly
     from samprior.storage.verify import verify_store
 
-    with progress("verifying", "shard") as advance:
+    with told_plainly(str(store), is_job=False), progress("verifying", "shard") as advance:
         found = verify_store(store, repair=repair, seed=seed, progress=advance)
     _print(str(store), found)
     for name, of_set in found.mask_sets.items():
         _print(f"{store}, masks {name}", of_set)
     if found.ok:
         return
-    done = "removed what was broken; now run" if repair else "run it with --repair, then"
-    click.echo(
-        f"samprior: the store is not whole; {done} the same `samprior precompute` again", err=True
-    )
+    if repair and (found.mendable or not no_recompute):
+        if not found.mendable:
+            _recompute(store, found, workers)
+        if _is_whole_again(store, found, seed):
+            click.echo(f"{store}: whole again")
+            return
+    if found.pictures:
+        todo = "put back the pictures that it refers to"
+    elif repair:
+        todo = "what was broken is removed; run the same `samprior precompute` again"
+    else:
+        todo = "run it with --repair, or the same `samprior precompute` if shards are only missing"
+    click.echo(f"samprior: the store is not whole; {todo}", err=True)
     raise click.exceptions.Exit(1)
+
+
+def _is_whole_again(store: Path | str, found: "Verification", seed: int) -> bool:
+    """Look at what was made or written again; say what is still wrong."""
+    from samprior.pipeline.shortages import told_plainly
+    from samprior.storage.verify import verify_store
+
+    told, shown = told_plainly(str(store), is_job=False), progress("verifying what is new", "shard")
+    with told, shown as advance:
+        now = verify_store(store, seed=seed, progress=advance, after=found)
+    _print_lines(now)
+    for of_set in now.mask_sets.values():
+        _print_lines(of_set)
+    return now.ok and not found.pictures
+
+
+def _recompute(store: Path | str, found: "Verification", workers: int | None) -> None:
+    """Make again what was removed or missing, in the store and then in its mask sets."""
+    from samprior.storage.mask_sets import set_name
+    from samprior.storage.places import open_place
+
+    place = open_place(store)
+    if not _is_whole(found):
+        _run_again(store, place, workers)
+    for name, of_set in found.mask_sets.items():
+        if not of_set.mendable:
+            _run_again(store, place.below(set_name(name)), workers)
+
+
+def _is_whole(found: "Verification") -> bool:
+    """Whether the store itself is by now, whatever its mask sets are."""
+    is_all_there = not found.broken and found.num_shards == found.planned_shards
+    return is_all_there and len(found.metadata) == len(found.rewrites)
+
+
+def _run_again(store: Path | str, part: "Place", workers: int | None) -> None:
+    """Run the command of the store, or of the mask set at `part`, again."""
+    from samprior.pipeline.job_record import read_record
+    from samprior.pipeline.recompute import recompute
+    from samprior.storage.errors import LayoutError, StoreError
+    from samprior.storage.survey import counted
+
+    record = read_record(part)
+    if record is None:
+        raise StoreError(
+            f"{part.url} is not whole and has no job.json that says how it was made; what was "
+            "broken is removed. Run the same command as then again"
+        )
+    again = record.shell_command(store)
+    click.echo(f"making again what is missing: {again}", err=True)
+    try:
+        with job_view("repairing", as_json=False) as view:
+            result = recompute(store, record, workers=workers, listen=view)
+    except LayoutError as error:
+        raise StoreError(
+            f"{part.url}: what was broken is removed, and can't be made again, as its dataset is "
+            f"not where it was ({error}). When it is there, run: {again}"
+        ) from error
+    click.echo(f"{part.url}: {counted(result.shards_written, 'shard')} made again")
 
 
 def _print(name: str, found: "Verification") -> None:
@@ -47,10 +126,9 @@ def _print(name: str, found: "Verification") -> None:
         f"{counted(found.num_images, 'image')}, {counted(found.num_masks, 'mask')}, "
         f"{found.stored_bytes / 1e6:.1f} MB, {len(found.quarantined)} quarantined"
     )
-    for shard, problems in found.broken.items():
-        for problem in problems:
-            click.echo(f"  shard {shard}: {problem}", err=True)
-    for problem in found.pictures:
-        click.echo(f"  {problem}", err=True)
-    for leftover in found.leftovers:
-        click.echo(f"  leftover of a killed writer: {leftover}", err=True)
+    _print_lines(found)
+
+
+def _print_lines(found: "Verification") -> None:
+    for line in found.lines():
+        click.echo(f"  {line}", err=True)

@@ -1,228 +1,190 @@
-"""The Ray side of a job: a pool of actors, one shard at a time each, losses survived.
+"""The Ray side of a job: how many workers there are and what each gets, and a Ray that may fail.
 
-A shard that keeps killing its worker is searched for the image that does it: each is tried alone,
-and the guilty ones are quarantined.
+What a pool of workers doesn't survive, the end of Ray itself, is survived here: Ray is started, or
+joined, anew, and the pool goes on with what is left.
 """
 
-from collections import Counter, deque
+import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import (
-    OutOfMemoryError,
-    RayActorError,
-    RayTaskError,
-    WorkerCrashedError,
-)
+from ray.exceptions import RayError
 
-from samprior.pipeline.datasets import Pair
+from samprior.pipeline.crew import Crew
+from samprior.pipeline.events import Listener, WorkerLost
 from samprior.pipeline.folders import counted
+from samprior.pipeline.ledger import Ledger
 from samprior.pipeline.plan import ShardPlan
-from samprior.pipeline.ray_session import first_line, ray_session
-from samprior.pipeline.worker import MaskMaker, ShardWorker
-from samprior.storage.errors import SampriorError, StoreError, UsageError
-from samprior.storage.manifest import Receipt
+from samprior.pipeline.pool import Pool, RayWorker, Tally
+from samprior.pipeline.ray_session import RayGoneError, Session, ray_session
+from samprior.storage.errors import StoreError, UsageError
+from samprior.storage.holding import wait_for_holders
+from samprior.storage.places import Place
 
 if TYPE_CHECKING:
-    from samprior.pipeline.job import Progress
+    from samprior.pipeline.worker import MaskMaker
 
-POLL_S = 0.5
-"""How often progress is asked for."""
+MAX_ENDS = 4
+"""How often Ray may end with no shard written in between."""
 
-MAX_LOSSES = 2
-"""Deaths of its worker that count against a shard or an image; one may be the machine's fault."""
-
-GUILTY = f"the worker process ended, {MAX_LOSSES} times when this image was tried alone"
-"""Reason of an image in quarantine that kills its worker."""
-
-_LOST = (RayActorError, OutOfMemoryError, WorkerCrashedError)
+_ASK_AGAIN_S = 2.0
+"""How often a cluster is asked for its size."""
 
 
 def run_on_ray(
     todo: Sequence[ShardPlan],
-    target: tuple[Path, MaskMaker],
+    target: "tuple[Place, MaskMaker]",
     arguments: dict[str, Any],
-    workers: int,
-    gpus_per_worker: float,
-    progress: "Progress | None",
+    crew: Crew,
+    tell: Listener,
 ) -> None:
-    """Write all shards of `todo` on `workers` actors.
+    """Write all shards of `todo`.
+
+    Args:
+        todo: the shards.
+        target: where to, and the maker of masks.
+        arguments: further ones of `ShardWorker`.
+        crew: the workers.
+        tell: called with what happens.
 
     Raises:
         SampriorError, OSError: what a worker raised, such as a checkpoint it can't load.
-        StoreError: shards whose worker died again and again; the others are written.
+        StoreError: shards whose worker died again and again, the others are written; or Ray ended
+            again and again.
     """
-    with ray_session():
-        workers = min(workers, len(todo))
-        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        cpus = resources.get("CPU", 1.0)
-        if gpus_per_worker > resources.get("GPU", 0.0):
-            raise UsageError(
-                f"a worker needs {gpus_per_worker:g} GPU, Ray has {resources.get('GPU', 0.0):g}; "
-                "choose --device cpu"
+    ledger, tally = Ledger(todo), Tally()
+    images_to_do = sum(len(shard.pairs) for shard in todo)
+    num_ended, images_then = 0, -1
+    while True:
+        with ray_session(address=crew.address) as session:
+            start_actor, wanted = _resolve(crew, session, target, arguments)
+            pool = Pool(
+                ledger,
+                session,
+                start_actor,
+                wanted=wanted,
+                image_timeout_s=crew.image_timeout_s,
+                tell=tell,
+                tally=tally,
+                images_to_do=images_to_do,
             )
-        # Two calls at a time: one writes, the other answers how far it is.
-        actor_class: Any = ray.remote(ShardWorker)
-        remote = actor_class.options(
-            num_cpus=min(1.0, cpus / workers),  # more workers than cores share them
-            num_gpus=gpus_per_worker,
-            max_restarts=0,
-            max_task_retries=0,
-            max_concurrency=2,
-        )
-        root, maker = target[0].resolve(), target[1]
-        num_threads = max(1, int(cpus // workers))
-        pool = _Pool(
-            lambda: remote.remote(root, maker, num_threads=num_threads, **arguments),
-            todo,
-            progress,
-        )
-        lost = pool.run(workers)
-    if lost:
+            try:
+                pool.run()
+                break
+            except (RayGoneError, RayError) as error:
+                why = _why_gone(error, session)
+        tell(WorkerLost(f"all, for Ray has ended: {why}", None))
+        num_ended, images_then = (num_ended + 1 if tally.images == images_then else 1), tally.images
+        if num_ended == MAX_ENDS:
+            raise StoreError(f"Ray has ended {num_ended} times ({why}); try --workers 0")
+        if (folder := target[0].local) is not None:
+            # Its workers end a moment after it, and may be writing still.
+            wait_for_holders(folder / arguments["held"])
+    if ledger.given_up:
+        told = [f"shard {shard}: {why}" for shard, why in list(ledger.given_up.items())[:3]]
         raise StoreError(
-            f"{counted(len(lost), 'shard')} given up because the worker died each time "
-            f"({', '.join(f'shard {shard}: {why}' for shard, why in list(lost.items())[:3])}); "
-            "the others are written. Run again with --workers 0 to see the cause"
+            f"{counted(len(ledger.given_up), 'shard')} given up because the worker died each time "
+            f"({', '.join(told)}); the others are written. Run again with --workers 0 to see the "
+            "cause"
         )
 
 
-@dataclass(frozen=True)
-class _Task:
-    """What an actor is given to do."""
-
-    shard: ShardPlan
-    suspect: Pair | None = None
-    """The image of the shard that is tried alone; None: the shard is written."""
-
-
-class _Pool:
-    """Hands tasks to idle actors until all shards are written or given up."""
-
-    def __init__(
-        self, start_actor: Callable[[], Any], todo: Sequence[ShardPlan], progress: "Progress | None"
-    ) -> None:
-        self.start_actor = start_actor
-        self.actors: list[Any] = []
-        self.queue = deque(_Task(shard) for shard in todo)
-        self.running: dict[Any, tuple[Any, _Task]] = {}
-        self.progress = progress
-        self.num_images = sum(len(shard.pairs) for shard in todo)
-        self.images_done = 0
-        self.losses: Counter[_Task] = Counter()
-        self.untried: dict[int, int] = {}
-        """Of each shard that was searched, the number of images still to be tried alone."""
-        self.guilty: dict[int, dict[str, str]] = {}
-        """Of each shard that was searched, the images that kill a worker, and the reason."""
-        self.given_up: dict[int, str] = {}
-
-    def run(self, workers: int) -> dict[int, str]:
-        """Do all; the shards given up, and why."""
-        try:
-            self.actors = [self.start_actor() for _ in range(workers)]
-            self._load()
-            idle = list(self.actors)
-            while self.queue or self.running:
-                while self.queue and idle:
-                    actor, task = idle.pop(), self.queue.popleft()
-                    self.running[self._hand(actor, task)] = (actor, task)
-                ready, _ = ray.wait(list(self.running), num_returns=1, timeout=POLL_S)
-                for reference in ready:
-                    actor, task = self.running.pop(reference)
-                    idle.append(actor if self._settle(reference, task) else self._replace(actor))
-                self._report()
-        finally:
-            for actor in self.actors:
-                ray.kill(actor)
-        return self.given_up
-
-    def _load(self) -> None:
-        """Build all segmenters before any shard is risked; an error of building is raised."""
-        try:
-            ray.get([actor.load.remote() for actor in self.actors])
-        except RayTaskError as error:
-            raise _cause(error) from error
-        except _LOST as error:
-            raise StoreError(
-                f"a worker ended while it loaded the segmenter ({first_line(error)}); try fewer "
-                "--workers, or --workers 0"
-            ) from error
-
-    def _hand(self, actor: Any, task: _Task) -> Any:  # noqa: ANN401  # Ray has no types
-        if task.suspect is not None:
-            return actor.probe.remote(task.suspect)
-        return actor.write.remote(task.shard, self.guilty.get(task.shard.shard))
-
-    def _replace(self, lost: Any) -> Any:  # noqa: ANN401  # as above
-        # Calls to an actor that Ray restarts may fail too, and would count against their images.
-        self.actors.remove(lost)
-        ray.kill(lost)
-        self.actors.append(self.start_actor())
-        return self.actors[-1]
-
-    def _settle(self, reference: Any, task: _Task) -> bool:  # noqa: ANN401  # as above
-        """Take the result of a task; whether its actor lives."""
-        try:
-            receipt: Receipt | None = ray.get(reference)
-        except RayTaskError as error:
-            raise _cause(error) from error
-        except _LOST as error:
-            self._lose(task, first_line(error))
-            return False
-        if receipt is None:
-            self._conclude(task.shard)
-        else:
-            self.images_done += len(receipt.keys) + len(receipt.quarantined)
-        return True
-
-    def _lose(self, task: _Task, why: str) -> None:
-        shard = task.shard.shard
-        self.losses[task] += 1
-        if self.losses[task] < MAX_LOSSES:
-            self.queue.append(task)
-        elif task.suspect is not None:
-            self.guilty[shard][task.suspect.key] = GUILTY
-            self._conclude(task.shard)
-        elif shard not in self.guilty:
-            self.guilty[shard] = {}
-            self.untried[shard] = len(task.shard.pairs)
-            self.queue.extend(_Task(task.shard, pair) for pair in task.shard.pairs)
-        else:
-            self.given_up[shard] = why
-
-    def _conclude(self, shard: ShardPlan) -> None:
-        """One image more was tried alone; after the last, write the shard without the guilty."""
-        self.untried[shard.shard] -= 1
-        if self.untried[shard.shard]:
-            return
-        guilty = self.guilty[shard.shard]
-        if not guilty:
-            self.given_up[shard.shard] = "none of its images does it alone"
-        elif len(guilty) == len(shard.pairs) > 1:
-            self.given_up[shard.shard] = "each of its images does it alone, so it isn't the images"
-        else:
-            self.queue.append(_Task(shard))
-
-    def _report(self) -> None:
-        """Progress: finished shards, and what their workers say of the running ones."""
-        if self.progress is None:
-            return
-        writing = [actor for actor, task in self.running.values() if task.suspect is None]
-        counts = [actor.count.remote() for actor in writing]
-        answered = ray.wait(counts, num_returns=len(counts), timeout=POLL_S)[0] if counts else []
-        running = 0
-        for reference in answered:
-            # A lost worker shows in its shard's own reference; here it just has no news.
-            with suppress(*_LOST):
-                running += ray.get(reference)
-        self.progress(self.images_done + running, self.num_images)
+def _why_gone(error: Exception, session: Session) -> str:
+    """Why a new Ray is needed; raises the error again if that would change nothing."""
+    if isinstance(error, RayError) and not session.is_gone:
+        raise error
+    if not session.is_ours:
+        raise StoreError(f"Ray has ended ({error}); start it again") from error
+    return str(error).splitlines()[0]
 
 
-def _cause(error: RayTaskError) -> Exception:
-    cause = error.cause
-    if isinstance(cause, SampriorError | OSError):
-        return cause
-    return StoreError(f"a worker failed: {cause!r}; run with --workers 0 to see where")
+def _resolve(
+    crew: Crew, session: Session, target: "tuple[Place, MaskMaker]", arguments: dict[str, Any]
+) -> tuple[Callable[[], Any], Callable[[], int]]:
+    """How to start an actor, and how many there should be now."""
+    size = _size()
+    gpus = crew.gpus_per_worker
+    crew = replace(crew, gpus_per_worker=min(1.0, size.get("GPU", 0.0)) if gpus is None else gpus)
+    if crew.cluster is None:
+        _require_room(crew, size)
+    root, maker = target
+    num_cpus, num_threads = _share(crew, size)
+    # Two calls at a time: one writes, the other answers how far it is.
+    actor_class: Any = ray.remote(RayWorker)
+    remote = actor_class.options(
+        num_cpus=num_cpus,
+        num_gpus=crew.gpus_per_worker,
+        max_restarts=0,
+        max_task_retries=0,
+        max_concurrency=2,
+    )
+    # Sent once and not with each worker: both may have the paths of all pictures.
+    sent, store_shard = ray.put(maker), ray.put(arguments["store_shard"])
+    rest = {**arguments, "store_shard": store_shard, "num_threads": num_threads}
+    return lambda: remote.remote(root, sent, **rest), _Room(crew, num_cpus, size)
+
+
+class _Room:
+    """How many workers there should be: as asked for, or as a cluster has room for by now."""
+
+    def __init__(self, crew: Crew, num_cpus: float, size: dict[str, float]) -> None:
+        self.crew = crew
+        self.num_cpus = num_cpus
+        self.asked = time.monotonic()
+        self.room = self._room(size)
+
+    def __call__(self) -> int:
+        if self.crew.workers is not None:
+            return self.crew.workers
+        if time.monotonic() - self.asked > _ASK_AGAIN_S:
+            self.room, self.asked = self._room(_size()), time.monotonic()
+        return self.room
+
+    def _room(self, size: dict[str, float]) -> int:
+        """At least one, which then waits for a machine that has room."""
+        needs = {"GPU": self.crew.gpus_per_worker or 0.0, "CPU": self.num_cpus}
+        rooms = [size.get(kind, 0.0) / needed for kind, needed in needs.items() if needed]
+        return max(1, int(min(rooms, default=1.0)))
+
+
+def _share(crew: Crew, size: dict[str, float]) -> tuple[float, int]:
+    """Cores that are reserved for a worker, and threads that it may use."""
+    cpus = size.get("CPU", 1.0)
+    if crew.cpus_per_worker is not None:
+        return crew.cpus_per_worker, max(1, int(crew.cpus_per_worker))
+    if crew.workers is None:
+        return 1.0, 1
+    num_threads = max(1, int(min(cpus / crew.workers, _largest_machine())))
+    # More workers than there are cores share them here; on a cluster they wait for more.
+    return (1.0 if crew.cluster else min(1.0, cpus / crew.workers)), num_threads
+
+
+def _require_room(crew: Crew, size: dict[str, float]) -> None:
+    """Raise UsageError if this machine alone has no room for a worker: it would wait for ever."""
+    for kind, option, needed in (
+        ("GPU", "--gpus-per-worker", crew.gpus_per_worker or 0.0),
+        ("CPU", "--cpus-per-worker", crew.cpus_per_worker or 0.0),
+    ):
+        if needed > size.get(kind, 0.0):
+            way = "choose --device cpu, or " if kind == "GPU" else ""
+            raise UsageError(
+                f"a worker needs {needed:g} {kind}, Ray has {size.get(kind, 0.0):g}; {way}give a "
+                f"smaller {option}"
+            )
+
+
+def _size() -> dict[str, float]:
+    """What all machines have together, by kind."""
+    size: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return size
+
+
+def _largest_machine() -> float:
+    """Cores of the machine that has most."""
+    machines: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return max(
+        (machine["Resources"].get("CPU", 0.0) for machine in machines if machine["Alive"]),
+        default=1.0,
+    )

@@ -39,7 +39,7 @@ _NUM_SAMPLED = 5
 """Pairs whose headers `describe` reads."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Pair:
     """One degraded picture and its clean side."""
 

@@ -1,7 +1,8 @@
 """Walk a dataset folder once, and guess which folder was meant when it was the wrong one."""
 
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path, PurePosixPath
 
 from samprior.pipeline.layouts import Layout, compile_side, split_suffix
@@ -83,6 +84,15 @@ def find_images(base: Path, starts: Collection[str] = ("",), *, inside: Path) ->
     return sorted(files)
 
 
+def refuse_links_out(files: Iterable[Path], *, inside: Path) -> None:
+    """Raise LayoutError if links lead from one of the files, or its folders, out of `inside`."""
+    base, real_of = os.path.realpath(inside), cache(os.path.realpath)
+    for file in files:
+        folder = real_of(file.parent)
+        real = os.path.realpath(file) if file.is_symlink() else f"{folder}/{file.name}"
+        _refuse_leaving(str(file), real, inside=base)
+
+
 def subfolders(folder: Path) -> list[str]:
     """Names of the visible folders in `folder`, sorted."""
     return sorted(entry.name for entry in _visible(folder) if _is_folder(entry))
@@ -155,15 +165,19 @@ def _visible(folder: str | Path) -> list[os.DirEntry[str]]:
 
 
 def _refuse_bad_link(path: str, real: str, *, inside: str, trail: Sequence[str] = ()) -> None:
-    if real != inside and not real.startswith(inside.rstrip("/") + "/"):
-        raise LayoutError(
-            f"{path} is a link to {real}, outside of {inside}; give the real folder as --root, "
-            "or copy the files"
-        )
+    _refuse_leaving(path, real, inside=inside)
     if real in trail:
         raise LayoutError(f"{path} is a link back up to {real}; remove it")
     if not Path(real).exists():
         raise LayoutError(f"{path} is a broken link to {real}; remove it")
+
+
+def _refuse_leaving(path: str, real: str, *, inside: str) -> None:
+    if real != inside and not real.startswith(inside.rstrip("/") + "/"):
+        raise LayoutError(
+            f"{path} is a link to {real}, outside of {inside}; give the real folder in its place, "
+            "or copy the files"
+        )
 
 
 def _looks_right(folder: Path, layouts: Sequence[Layout]) -> bool:

@@ -3,17 +3,19 @@
 A form is a handful of functions of `storage`; the job and its workers don't ask which one it is.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from samprior.pipeline.worker import ShardWriter
-from samprior.storage.manifest import Header, Receipt, read_header, read_receipts, write_header
+from samprior.storage.header import HEADER_COPY
+from samprior.storage.manifest import Header, Receipt, each_receipt, read_header, write_header
+from samprior.storage.places import Place
 from samprior.storage.tar_job import (
     HEADER,
+    each_tar_receipt,
     finish_tars,
     read_tar_header,
-    read_tar_receipts,
     write_tar_header,
     write_tar_shard,
 )
@@ -29,16 +31,16 @@ class Form:
     """What such a folder is called in messages."""
     header_files: tuple[str, ...]
     """Files that `write_header` writes, in order; the first tells that a folder is of this form."""
-    write_header: Callable[[Path, Header], None]
-    read_header: Callable[[Path], Header]
+    write_header: Callable[[Path | Place, Header], None]
+    read_header: Callable[[Path | Place], Header]
     """Raises StoreError for what others wrote."""
     check_keys: Callable[[Iterable[str]], None]
     """Raises UsageError for a key that this form can't hold."""
     write_shard: ShardWriter
     """Pickled to workers, so a function of a module."""
-    read_receipts: Callable[[Path], dict[int, Receipt]]
-    """Receipts of the shards that are there."""
-    finish: Callable[[Path, Header, Mapping[int, Receipt]], None]
+    each_receipt: Callable[[Path | Place], Iterator[Receipt]]
+    """Receipts of the shards that are there, one by one; lists the store once."""
+    finish: Callable[[Path | Place, Header], None]
     """Called when all shards are there."""
 
 
@@ -48,23 +50,23 @@ def _nothing(*_: object) -> None:
 
 ZARR = Form(
     noun="store",
-    header_files=("zarr.json", "shards/zarr.json"),
+    header_files=("zarr.json", "shards/zarr.json", HEADER_COPY),
     write_header=write_header,
     read_header=read_header,
     check_keys=_nothing,
     write_shard=write_shard,
-    read_receipts=read_receipts,
+    each_receipt=each_receipt,
     finish=_nothing,
 )
 
 WEBDATASET = Form(
     noun="folder of tars",
-    header_files=(HEADER,),
+    header_files=(HEADER, HEADER_COPY),
     write_header=write_tar_header,
     read_header=read_tar_header,
     check_keys=check_tar_keys,
     write_shard=write_tar_shard,
-    read_receipts=read_tar_receipts,
+    each_receipt=each_tar_receipt,
     finish=finish_tars,
 )
 

@@ -29,6 +29,7 @@ from samprior.pipeline.mask_files import (
     first_problem,
     read_bounded,
     refuse,
+    require_file,
 )
 from samprior.storage import MaskSet
 from samprior.storage.errors import MaskFormatError
@@ -52,6 +53,7 @@ def read_amg_folder(folder: Path, *, shape: tuple[int, int] | None = None) -> Ma
     Raises:
         MaskFormatError: anything that scripts/amg.py would not write; names the file and line.
     """
+    require_file(folder / "metadata.csv", inside=folder)
     rows = _read_metadata(folder / "metadata.csv")
     _refuse_unlisted(folder, rows)
     if shape is None:
@@ -171,6 +173,7 @@ def _refuse_unlisted(folder: Path, rows: list[_Row]) -> None:
 
 
 def _open_png(path: Path) -> Image.Image:
+    require_file(path, inside=path.parent)
     try:
         with warnings.catch_warnings():
             # The caller compares the size with the limit before anything is decoded.

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from samprior.pipeline.datasets import Pair, keyed_pairs
-from samprior.pipeline.folders import existing_folder, find_images
+from samprior.pipeline.folders import existing_folder, find_images, refuse_links_out
 from samprior.pipeline.worker import MasksOf
 from samprior.storage.errors import LayoutError, MaskFormatError
 from samprior.storage.files import sha256_of
@@ -142,6 +142,7 @@ def amg_dataset(root: Path, pairs: Sequence[Pair]) -> ImportedAmg:
             f"{root} has no masks for {len(missing)} of {len(pairs)} images, such as "
             f"{', '.join(missing[:3])}; looked for {root}/<key>/metadata.csv"
         )
+    refuse_links_out(folders.values(), inside=root)
     if len(set(folders.values())) < len(folders):
         raise LayoutError(
             f"{root}: several images share one mask folder by name; name the folders by key, "
@@ -164,6 +165,7 @@ def sa1b_folder(folder: Path) -> tuple[list[Pair], ImportedSa1b]:
         raise LayoutError(f"{folder} holds no sa_N.jpg beside sa_N.json")
     if alone := sorted(set(map(_stem, images)) ^ set(map(_stem, notes))):
         raise LayoutError(f"{folder}: image or JSON is missing for {', '.join(alone[:5])}")
+    refuse_links_out((folder / note for note in notes), inside=folder)
     return _keyed(images, folder), ImportedSa1b()
 
 
@@ -187,6 +189,7 @@ def coco_pictures(annotations: Path, images: Path) -> tuple[list[Pair], Imported
             f"{images} holds none of the {len(file.images)} pictures of {annotations}{first}; "
             "give the folder that file_name starts from"
         )
+    refuse_links_out((images / image.file_name for image in file.images), inside=images)
     pairs = _keyed([image.file_name for image in file.images], images)
     by_path = {images / image.file_name: image for image in file.images}
     return pairs, ImportedCoco(file, {pair.key: by_path[pair.clean] for pair in pairs})

@@ -4,33 +4,41 @@ Paths go in and receipts come out; no pixel enters Ray's object store. The same 
 in this process with `workers=0`, for debugging and for machines without Ray.
 """
 
-import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import count
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
-
+from samprior.pipeline.crew import Crew
+from samprior.pipeline.events import (
+    Event,
+    Listener,
+    Progressed,
+    Quarantined,
+    ShardWritten,
+    Started,
+)
 from samprior.pipeline.folders import counted
 from samprior.pipeline.forms import ZARR, Form
+from samprior.pipeline.job_record import JobRecord
 from samprior.pipeline.plan import ShardPlan, Source, keys_of, pending
+from samprior.pipeline.shortages import told_plainly
 from samprior.pipeline.worker import MaskMaker, MasksOf, ShardWorker, inputs_of
-from samprior.storage.errors import ImageError, StoreError
-from samprior.storage.files import LOCK, STAGED_SUFFIX, only_writer, remove_drafts
+from samprior.storage.errors import StoreError
+from samprior.storage.files import STAGED_SUFFIX, remove_drafts
 from samprior.storage.growth import cut, is_grown, write_listing
-from samprior.storage.manifest import Header
+from samprior.storage.header import JOB
+from samprior.storage.holding import wait_for_holders
+from samprior.storage.locks import LOCK, Hold, only_writer_of
+from samprior.storage.manifest import Header, Receipt
+from samprior.storage.places import LocalFolder, Place, is_file, open_place
 
 __all__ = [
-    "Estimate",
     "JobResult",
     "MaskMaker",
     "MasksOf",
     "Progress",
-    "estimate",
     "run_job",
 ]
 
@@ -53,7 +61,7 @@ class JobResult:
 
 
 def run_job(
-    out: Path,
+    out: Path | str | Place,
     plan: Sequence[ShardPlan],
     header: Header,
     maker: MaskMaker,
@@ -61,14 +69,16 @@ def run_job(
     form: Form = ZARR,
     source: Source = "clean",
     append: bool = False,
-    workers: int = 1,
-    gpus_per_worker: float = 0.0,
+    workers: int | Crew = 1,
+    retry_quarantined: bool = False,
+    record: JobRecord | None = None,
     progress: Progress | None = None,
+    listen: Listener | None = None,
 ) -> JobResult:
     """Bring the store at `out` to the state the plan describes; finished shards are kept.
 
     Args:
-        out: the folder of the store or of its tars, made if missing.
+        out: the folder of the store or of its tars, made if missing; or its URL, s3:// or gs://.
         plan: all shards of the store.
         header: what the store is made of; must be that of an existing store at `out`, or with
             `append` add parts to it.
@@ -76,112 +86,160 @@ def run_job(
         form: how the shards are kept.
         source: the picture of each pair that is segmented.
         append: whether the plan may have parts that an existing store has not.
-        workers: Ray actors; 0 runs in this process.
-        gpus_per_worker: GPUs reserved for each actor.
+        workers: Ray actors, 0 runs in this process; a `Crew` says more of them.
+        retry_quarantined: make shards with quarantined images again.
+        record: what is left in the store of the command; None: what is there stays.
         progress: called as images are finished.
+        listen: called with everything that happens.
 
     Raises:
         StoreError: `out` holds something else, or shards were given up.
-        BusyError: another job writes to it.
+        BusyError: another job writes to it, or took it over while this one stood still.
+        MachineError: the disk is full, can't be written to, or fails; whole shards are kept.
+        UnreachableError: an object store didn't answer, or refused.
     """
     form.check_keys(keys_of(plan))
-    _refuse_strangers(out, form)
-    with only_writer(out):
-        _claim(out, header, keys_of(plan), form, append=append)
-        for folder in (out, out / "shards", out / "receipts"):
-            remove_drafts(folder)
-        todo = pending(plan, form.read_receipts(out), partial(inputs_of, maker))
-        arguments: dict[str, Any] = {
-            "source": source,
-            "paired": header.paired,
-            "store_shard": form.write_shard,
-        }
-        if todo and workers:
-            from samprior.pipeline.cluster import run_on_ray
+    crew = Crew(workers=workers) if isinstance(workers, int) else workers
+    place = open_place(out)
+    with told_plainly(place.url):
+        _refuse_strangers(place, form)
+        with only_writer_of(place) as hold:
+            if place.local is not None:
+                wait_for_holders(place.local / form.header_files[0])
+            _claim(place, header, keys_of(plan), form, append=append)
+            if record is not None:
+                record.leave_in(place)
+            _remove_drafts(place)
+            todo = pending(
+                plan,
+                form.each_receipt(place),
+                partial(inputs_of, maker),
+                retry_quarantined=retry_quarantined,
+            )
+            tell = _teller(hold, progress, listen)
+            tell(_started(plan, todo))
+            arguments: dict[str, Any] = {
+                "source": source,
+                "paired": header.paired,
+                "store_shard": form.write_shard,
+            }
+            if todo and crew.workers != 0:
+                from samprior.pipeline.cluster import run_on_ray
 
-            run_on_ray(todo, (out, maker), arguments, workers, gpus_per_worker, progress)
-        elif todo:
-            _run_here(todo, ShardWorker(out, maker, **arguments), progress)
-        receipts = form.read_receipts(out)
-        form.finish(out, header, receipts)
-    return JobResult(
-        num_images=sum(len(receipt.keys) for receipt in receipts.values()),
-        shards_written=len(todo),
+                # Workers may have another working folder.
+                root = place if place.local is None else LocalFolder(place.local.resolve())
+                held = form.header_files[0]
+                run_on_ray(todo, (root, maker), {**arguments, "held": held}, crew, tell)
+            elif todo:
+                _run_here(todo, ShardWorker(place, maker, **arguments), tell)
+            hold.check()
+            _remove_drafts(place)  # of workers that were lost meanwhile
+            result = _result(plan, form.each_receipt(place), place.url, shards_written=len(todo))
+            form.finish(place, header)
+    return result
+
+
+def _teller(hold: Hold[Any], progress: Progress | None, listen: Listener | None) -> Listener:
+    """One listener for both, that also raises BusyError when the lock was taken over."""
+
+    def tell(event: Event) -> None:
+        hold.check()
+        if listen:
+            listen(event)
+        if progress and isinstance(event, Progressed):
+            progress(event.images_done, event.images_to_do)
+
+    return tell
+
+
+def _remove_drafts(place: Place) -> None:
+    """Remove what killed writers left in a folder; an object store has no drafts."""
+    if place.local is not None:
+        for folder in (place.local, place.local / "shards", place.local / "receipts"):
+            remove_drafts(folder)
+
+
+def _started(plan: Sequence[ShardPlan], todo: Sequence[ShardPlan]) -> Started:
+    num_images = sum(len(shard.pairs) for shard in plan)
+    return Started(
         num_shards=len(plan),
-        quarantined={k: v for r in receipts.values() for k, v in r.quarantined.items()},
-        stored_bytes=sum(receipt.stored_bytes for receipt in receipts.values()),
+        num_images=num_images,
+        shards_done=len(plan) - len(todo),
+        images_done=num_images - sum(len(shard.pairs) for shard in todo),
     )
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """What a job would cost, from a few probe images."""
+def _run_here(todo: Sequence[ShardPlan], worker: ShardWorker, tell: Listener) -> None:
+    images_to_do = sum(len(shard.pairs) for shard in todo)
+    images = masks = quarantined = 0
 
-    num_probes: int
-    seconds_per_image: float
-    """On one worker, the loading of the segmenter left out."""
-    bytes_per_image: float
+    def on_image() -> None:
+        look = worker.look()
+        tell(
+            Progressed(
+                images_done=images + look.images,
+                images_to_do=images_to_do,
+                num_masks=masks + look.masks,
+                num_quarantined=quarantined + look.quarantined,
+                workers=1,
+            )
+        )
+
+    worker.on_image = on_image
+    for shard in todo:
+        receipt = worker.write(shard)
+        images += len(shard.pairs)
+        masks += sum(receipt.num_masks)
+        quarantined += len(receipt.quarantined)
+        for key, reason in receipt.quarantined.items():
+            tell(Quarantined(key, reason))
+        tell(
+            ShardWritten(
+                shard.shard, len(shard.pairs), sum(receipt.num_masks), receipt.stored_bytes
+            )
+        )
 
 
-def estimate(
-    plan: Sequence[ShardPlan],
-    maker: MaskMaker,
-    *,
-    source: Source,
-    paired: bool,
-    form: Form = ZARR,
-    num_probes: int = 3,
-) -> Estimate:
-    """Segment and store evenly spaced images in a temporary folder, and measure.
+def _result(
+    plan: Sequence[ShardPlan], receipts: Iterable[Receipt], out: str, *, shards_written: int
+) -> JobResult:
+    """What the store holds now; no receipt is kept.
 
     Raises:
-        ImageError: none of the probes could be used.
+        StoreError: a shard that was written is gone, as when something else wrote too.
     """
-    pairs = [pair for shard in plan for pair in shard.pairs]
-    places = np.linspace(0, len(pairs) - 1, min(num_probes, len(pairs))).round().astype(int)
-    probes = ShardPlan(0, tuple(pairs[place] for place in places))
-    with tempfile.TemporaryDirectory(prefix="samprior-probe-") as folder:
-        worker = ShardWorker(
-            Path(folder), maker, source=source, paired=paired, store_shard=form.write_shard
+    result = JobResult(num_images=0, shards_written=shards_written, num_shards=len(plan))
+    there = set()
+    for receipt in receipts:
+        there.add(receipt.shard)
+        result.num_images += len(receipt.keys)
+        result.quarantined |= receipt.quarantined
+        result.stored_bytes += receipt.stored_bytes
+    gone = [shard.shard for shard in plan if shard.shard not in there]
+    if gone:
+        raise StoreError(
+            f"{out} has lost {counted(len(gone), 'shard')} while this job ran ({gone[0]}, ...); "
+            "see that nothing else writes to it, and run the same command again"
         )
-        worker.load()
-        started = time.monotonic()
-        receipt = worker.write(probes)
-        elapsed_s = time.monotonic() - started
-    if not receipt.keys:
-        raise ImageError("no probe image could be used: " + "; ".join(receipt.quarantined.values()))
-    return Estimate(
-        num_probes=len(receipt.keys),
-        seconds_per_image=elapsed_s / len(probes.pairs),
-        bytes_per_image=receipt.stored_bytes / len(receipt.keys),
-    )
+    return result
 
 
-def _run_here(todo: Sequence[ShardPlan], worker: ShardWorker, progress: Progress | None) -> None:
-    num_images = sum(len(shard.pairs) for shard in todo)
-    done = count(1)
-    if progress:
-        worker.on_image = lambda: progress(next(done), num_images)
-    for shard in todo:
-        worker.write(shard)
-
-
-def _claim(out: Path, header: Header, keys: Sequence[str], form: Form, *, append: bool) -> None:
-    """Make the store, or make sure that the one at `out` is the plan's.
+def _claim(place: Place, header: Header, keys: Sequence[str], form: Form, *, append: bool) -> None:
+    """Make the store, or make sure that the one at `place` is the plan's.
 
     A store in which no shard was ever finished holds nothing that could be of another kind.
     """
-    is_there = [(out / name).exists() for name in form.header_files]
-    if is_there[0] and any((out / "receipts").glob("*.json")):
-        _require_same(out, form.read_header(out), header, keys, append=append)
-    if not all(is_there) or form.read_header(out) != header:
+    is_there = [is_file(place, name) for name in form.header_files]
+    if is_there[0] and any(name.endswith(".json") for name in place.names("receipts")):
+        _require_same(place.url, form.read_header(place), header, keys, append=append)
+    if not all(is_there) or form.read_header(place) != header:
         if header.appended and header.images != "parent":
-            write_listing(out, cut(keys, header.parts))
-        form.write_header(out, header)
+            write_listing(place, cut(keys, header.parts))
+        form.write_header(place, header)
 
 
 def _require_same(
-    out: Path, found: Header, header: Header, keys: Sequence[str], *, append: bool
+    out: str, found: Header, header: Header, keys: Sequence[str], *, append: bool
 ) -> None:
     """Raise StoreError unless the header found is the wanted one, or may become it."""
     if found.fingerprint == header.fingerprint:
@@ -203,14 +261,15 @@ def _require_same(
         raise StoreError(f"{out} lacks {counted(new, 'image')} of the plan; add them by --append")
 
 
-def _refuse_strangers(out: Path, form: Form) -> None:
-    """Raise StoreError if `out` holds anything but a store or what a killed job may have left."""
-    if (out / form.header_files[0]).exists():
-        form.read_header(out)  # refuses what others wrote
-        return
-    if not out.exists():
-        return
-    if not out.is_dir() or any(
-        path.suffix != STAGED_SUFFIX and path.name != LOCK for path in out.iterdir()
+def _refuse_strangers(place: Place, form: Form) -> None:
+    """Raise StoreError if it holds anything but a store or what a killed job may have left."""
+    try:
+        names = place.names()
+    except NotADirectoryError:
+        names = [""]
+    if form.header_files[0] in names:
+        form.read_header(place)  # refuses what others wrote
+    elif any(
+        PurePosixPath(name).suffix != STAGED_SUFFIX and name not in (LOCK, JOB) for name in names
     ):
-        raise StoreError(f"{out} exists and is no samprior {form.noun}; choose another --out")
+        raise StoreError(f"{place.url} exists and is no samprior {form.noun}; choose another --out")

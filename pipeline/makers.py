@@ -3,12 +3,13 @@
 import os
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from samprior.pipeline.checkpoints import fetch_checkpoint
 from samprior.pipeline.checks import check_int
+from samprior.pipeline.crew import Crew
 from samprior.pipeline.datasets import Pair
 from samprior.pipeline.sam_segmenter import SamSettings
 from samprior.pipeline.segmenters import (
@@ -145,6 +146,35 @@ def worker_pool(maker: MaskMaker, workers: int | None = None) -> tuple[int, floa
         return (1 if workers is None else workers), 0.0
     spare = max(1, (os.cpu_count() or 1) - 1)
     return (spare if workers is None else workers), 0.0
+
+
+def crew_for(maker: MaskMaker, wanted: Crew) -> Crew:
+    """The crew that is wanted, with what was left open filled in for the maker: see `worker_pool`.
+
+    On a cluster the number of workers, and whether they get GPUs, is left open until it is joined.
+
+    Raises:
+        UsageError: see `worker_pool`.
+    """
+    if wanted.cluster is not None and wanted.workers != 0:
+        if wanted.workers is not None:
+            check_int("--workers", wanted.workers, 0)
+        is_for_cpus = not isinstance(maker, Segmented) or not _may_use_gpus(maker)
+        gpus = 0.0 if is_for_cpus and wanted.gpus_per_worker is None else wanted.gpus_per_worker
+        return replace(wanted, gpus_per_worker=gpus)
+    count, gpus_each = worker_pool(maker, wanted.workers)
+    gpus = gpus_each if wanted.gpus_per_worker is None else wanted.gpus_per_worker
+    if wanted.workers is None and count:
+        if wanted.gpus_per_worker and gpus_each:
+            # As many as `worker_pool` has GPUs for, which are `count` times `gpus_each`.
+            count = max(1, int(count * gpus_each / wanted.gpus_per_worker))
+        elif wanted.cpus_per_worker:
+            count = max(1, int((os.cpu_count() or 1) / wanted.cpus_per_worker))
+    return replace(wanted, workers=count, gpus_per_worker=gpus)
+
+
+def _may_use_gpus(maker: Segmented) -> bool:
+    return isinstance(maker.settings, SamSettings) and maker.settings.device != "cpu"
 
 
 def _parsed(setting: str) -> tuple[str, Any]:

@@ -5,6 +5,7 @@ are bounded before anything is allocated, and whatever the content, the result i
 `MaskFormatError`; passing errors of the machine come through as they are.
 """
 
+import os
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -56,6 +57,18 @@ class Code(Strict):
         return counts_to_mask(counts, height=height, width=width)
 
 
+def require_file(path: Path, *, inside: Path | None = None) -> None:
+    """Raise MaskFormatError unless a path is that of a file, which lies in the folder `inside`.
+
+    A named pipe would be waited for; a link may lead to a file that is nobody's business.
+    """
+    if path.exists() and not path.is_file():
+        raise MaskFormatError(f"{path} is no file")
+    real = os.path.realpath(path)
+    if inside is not None and not Path(real).is_relative_to(os.path.realpath(inside)):
+        raise MaskFormatError(f"{path} is a link to {real}, outside of {inside}; copy the file")
+
+
 def read_bounded(path: Path, *, max_bytes: int | None = None) -> bytes:
     """The content of a file of at most `max_bytes`; None is `MAX_TABLE_BYTES`.
 
@@ -63,6 +76,7 @@ def read_bounded(path: Path, *, max_bytes: int | None = None) -> bytes:
         MaskFormatError: it can't be read, or is larger.
     """
     limit = MAX_TABLE_BYTES if max_bytes is None else max_bytes
+    require_file(path)
     try:
         with path.open("rb") as stream:
             content = stream.read(limit + 1)

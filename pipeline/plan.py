@@ -1,8 +1,10 @@
 """Plan a job: which images go to which shard, and what is left to do. Pure: no Ray, no writing."""
 
-from collections.abc import Callable, Mapping, Sequence
+import stat
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Literal
 
 from samprior.pipeline.datasets import Pair
@@ -99,24 +101,38 @@ def keys_of(plan: Sequence[ShardPlan]) -> list[str]:
 
 def pending(
     plan: Sequence[ShardPlan],
-    receipts: Mapping[int, Receipt],
+    receipts: Iterable[Receipt],
     inputs_of: Callable[[Pair], Inputs],
+    *,
+    retry_quarantined: bool = False,
 ) -> list[ShardPlan]:
     """The shards still to do: those without a receipt, or of which an input file has changed.
 
-    `inputs_of` says of a pair what a receipt would say now.
+    `receipts` may come one after the other; none is kept. `inputs_of` says of a pair what a
+    receipt would say now. With `retry_quarantined`, also those with quarantined images.
     """
-    return [
-        shard
-        for shard in plan
-        if shard.shard not in receipts
-        or dict(receipts[shard.shard].inputs) != {p.key: inputs_of(p) for p in shard.pairs}
-    ]
+    planned = {shard.shard: shard for shard in plan}
+    done = {
+        receipt.shard
+        for receipt in receipts
+        if receipt.shard in planned
+        and not (retry_quarantined and receipt.quarantined)
+        and dict(receipt.inputs) == {p.key: inputs_of(p) for p in planned[receipt.shard].pairs}
+    }
+    return [shard for shard in plan if shard.shard not in done]
 
 
 def input_bytes(pair: Pair) -> tuple[int, int]:
     """Bytes of the degraded and the clean file; 0 for one that is missing."""
-    degraded, clean = (
-        path.stat().st_size if path.is_file() else 0 for path in (pair.degraded, pair.clean)
-    )
-    return degraded, clean
+    return _bytes_of(pair.degraded), _bytes_of(pair.clean)
+
+
+def _bytes_of(file: Path) -> int:
+    # Asked of every image at every start of a job, so the system is asked but once.
+    try:
+        found = file.stat()
+    except (OSError, ValueError):
+        if file.is_file():  # raises the error again, unless it says that there is no file
+            raise
+        return 0
+    return found.st_size if stat.S_ISREG(found.st_mode) else 0

@@ -4,9 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from samprior.pipeline.crew import Crew
 from samprior.pipeline.datasets import Dataset, Pair
+from samprior.pipeline.events import Listener
 from samprior.pipeline.job import JobResult, MaskMaker, Progress, run_job
-from samprior.pipeline.makers import worker_pool
+from samprior.pipeline.job_record import JobRecord
+from samprior.pipeline.makers import crew_for
 from samprior.pipeline.plan import Source, plan_header, plan_shards
 from samprior.pipeline.source_folder import SegmentedFolder
 from samprior.pipeline.targets import Target, mask_set_target, store_target
@@ -16,7 +19,7 @@ from samprior.storage.mask_sets import MAIN
 
 def precompute(
     dataset: Dataset,
-    out: Path,
+    out: Path | str,
     maker: MaskMaker,
     *,
     form: str = "zarr",
@@ -25,14 +28,17 @@ def precompute(
     masks: str = MAIN,
     append: bool = False,
     images_per_shard: int | None = None,
-    workers: int | None = None,
+    workers: int | Crew | None = None,
+    retry_quarantined: bool = False,
+    record: JobRecord | None = None,
     progress: Progress | None = None,
+    listen: Listener | None = None,
 ) -> JobResult:
     """Bring the store of a dataset at `out` to its end; what is finished is kept.
 
     Args:
         dataset: from `find_dataset`.
-        out: the store's folder, made if missing.
+        out: the store's folder, made if missing; or its URL, s3:// or gs://.
         maker: from `segmenter_maker`, or an importer.
         form: "zarr", the store; or "webdataset", the tars that an export of it would write.
         source: the picture of each pair that is segmented; "folder" goes with a maker of
@@ -42,13 +48,18 @@ def precompute(
         append: take images that the dataset has got since the store was made.
         images_per_shard: images of a shard; None takes the number of the store that is there, or
             32.
-        workers: Ray workers; 0 runs in this process, None chooses by the maker.
+        workers: Ray workers; 0 runs in this process, None chooses by the maker. A `Crew` says what
+            each needs, and which cluster they run on.
+        retry_quarantined: make shards with quarantined images again.
+        record: what is left in the store of the command.
         progress: called with images finished and images to do.
+        listen: called with everything that happens.
 
     Raises:
         StoreError, BusyError: see `run_job`; also for a dataset that isn't the store's.
         UsageError: a form that isn't known; options that don't go together; a number of workers
-            or images that can't be.
+            or images that can't be; a worker that there is no room for.
+        MachineError: the disk is full, can't be written to, or fails; whole shards are kept.
     """
     target = plan_target(
         dataset,
@@ -61,7 +72,7 @@ def precompute(
         append=append,
         images_per_shard=images_per_shard,
     )
-    count, gpus_per_worker = worker_pool(maker, workers)
+    crew = workers if isinstance(workers, Crew) else Crew(workers=workers, gpus_per_worker=None)
     return run_job(
         target.out,
         target.plan,
@@ -70,15 +81,17 @@ def precompute(
         form=target.form,
         source=source,
         append=append,
-        workers=count,
-        gpus_per_worker=gpus_per_worker,
+        workers=crew_for(maker, crew),
+        retry_quarantined=retry_quarantined,
+        record=record,
         progress=progress,
+        listen=listen,
     )
 
 
 def plan_target(
     dataset: Dataset,
-    out: Path,
+    out: Path | str,
     maker: MaskMaker,
     *,
     form: str,

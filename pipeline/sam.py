@@ -21,6 +21,7 @@ from torch import nn
 
 from samprior.storage.choices import check_choice
 from samprior.storage.errors import CheckpointError, UsageError
+from samprior.storage.weights import check_weights_file
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 """Mean of R, G, B on the 0-255 scale, as in the official build_sam.py."""
@@ -109,6 +110,7 @@ def random_sam(seed: int = 0, *, model: str | None = None, image_size_px: int | 
 def _read_state(checkpoint: Path) -> Mapping[str, torch.Tensor]:
     if not checkpoint.is_file():
         raise CheckpointError(f"checkpoint {checkpoint} is not there; download it or fix the path")
+    check_weights_file(checkpoint)
     try:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except Exception as error:

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from samprior.pipeline.datasets import Dataset, Pair
 from samprior.pipeline.folders import counted, existing_folder, find_images, named
 from samprior.pipeline.makers import Segmented
+from samprior.pipeline.plan import Source
 from samprior.pipeline.worker import ManyMasksOf, MasksOf
 from samprior.storage.errors import ImageError, LayoutError
 from samprior.storage.files import sha256_of
@@ -83,6 +84,18 @@ def folder_maker(maker: Segmented, dataset: Dataset, folder: Path) -> SegmentedF
             "whole, without resizing"
         )
     return SegmentedFolder(maker.settings, pictures)
+
+
+def maker_of_source(maker: Segmented, dataset: Dataset, source: str) -> tuple[Segmented, Source]:
+    """The maker and the side that --source asks for; a folder called `clean` is `./clean`.
+
+    Raises:
+        LayoutError: see `folder_maker`.
+    """
+    sides: dict[str, Source] = {"clean": "clean", "degraded": "degraded"}
+    if source in sides:
+        return maker, sides[source]
+    return folder_maker(maker, dataset, Path(source)), "folder"
 
 
 def _by_stem(base: Path) -> dict[str, str]:

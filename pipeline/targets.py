@@ -23,8 +23,9 @@ from samprior.storage.choices import check_choice
 from samprior.storage.errors import StoreError, UsageError
 from samprior.storage.growth import known_parts, listing_sha256
 from samprior.storage.header import FORMAT_VERSION, Header
-from samprior.storage.manifest import read_receipts
+from samprior.storage.manifest import read_receipts, receipt_shards
 from samprior.storage.mask_sets import check_name, set_name
+from samprior.storage.places import Place, is_file, open_place
 from samprior.storage.references import ReferenceWriter, relative_files
 from samprior.storage.writer import write_shard
 
@@ -36,20 +37,20 @@ Arranged = tuple[Sequence[Pair], tuple[int, ...]]
 class Target:
     """What a job is to write, and where."""
 
-    out: Path
+    out: Path | str | Place
     form: Form
     plan: list[ShardPlan]
     header: Header
 
     def left(self) -> list[ShardPlan]:
         """The shards that are not there yet."""
-        there = self.form.read_receipts(self.out)
+        there = {receipt.shard for receipt in self.form.each_receipt(open_place(self.out))}
         return [shard for shard in self.plan if shard.shard not in there]
 
 
 def store_target(
     dataset: Dataset,
-    out: Path,
+    out: Path | str,
     maker: MaskMaker,
     *,
     form: str = "zarr",
@@ -68,12 +69,13 @@ def store_target(
     if form != "zarr" and (append or images != "stored"):
         raise UsageError(f"--append and --images reference go with stores, not --format {form}")
     chosen = FORMS[form]
-    found = chosen.read_header(out) if (out / chosen.header_files[0]).exists() else None
+    place = open_place(out)
+    found = chosen.read_header(place) if is_file(place, chosen.header_files[0]) else None
     if images_per_shard is None:
         images_per_shard = found.images_per_shard if found else IMAGES_PER_SHARD
     arranged: Arranged = (dataset.pairs, ())
     if form == "zarr":
-        arranged = _arranged(dataset, out, found, append=append)
+        arranged = _arranged(dataset, place, found, append=append)
     pairs, appended = arranged
     if images == "reference":
         files = {pair.key: (pair.degraded, pair.clean) for pair in pairs}
@@ -97,7 +99,7 @@ def store_target(
 
 def mask_set_target(
     dataset: Dataset,
-    store: Path,
+    store: Path | str,
     name: str,
     maker: MaskMaker,
     *,
@@ -131,7 +133,7 @@ def mask_set_target(
         )
     pairs, appended = arrange_pairs(
         dataset.pairs,
-        known_parts(store, theirs, parent.receipts),
+        known_parts(open_place(store), theirs, parent.receipts),
         where=store,
         append=False,
         hint="append them to the store first, by --append without --masks",
@@ -151,30 +153,33 @@ def mask_set_target(
         images="parent",
     )
     form = replace(ZARR, noun="mask set", write_shard=partial(write_shard, images="parent"))
-    return Target(store / set_name(name), form, plan, header)
+    return Target(open_place(store).below(set_name(name)), form, plan, header)
 
 
-def _arranged(dataset: Dataset, out: Path, found: Header | None, *, append: bool) -> Arranged:
+def _arranged(dataset: Dataset, out: Place, found: Header | None, *, append: bool) -> Arranged:
     """The pairs in the order of the store that is there; in their own if there is none.
 
     A store that isn't this dataset's at all is left to the job to refuse.
     """
     if found is None:
         if append:
-            raise StoreError(f"{out} holds no store to append to; make it first, without --append")
+            raise StoreError(
+                f"{out.url} holds no store to append to; make it first, without --append"
+            )
         return dataset.pairs, ()
     if found.format_version != FORMAT_VERSION or not _is_of(found, dataset):
         return dataset.pairs, ()
-    receipts = read_receipts(out)
     if not found.appended and not append:
         keys = (pair.key for pair in dataset.pairs)
         is_same = found.made_of["dataset"]["listing_sha256"] == listing_sha256(keys)
-        if is_same or len(receipts) < found.num_shards:
+        if is_same or len(receipt_shards(out)) < found.num_shards:
             return dataset.pairs, ()
+    # With a listing they aren't needed, and reading all takes time and memory.
+    receipts = {} if found.appended else read_receipts(out)
     return arrange_pairs(
         dataset.pairs,
         known_parts(out, found, receipts),
-        where=out,
+        where=out.url,
         append=append,
         hint="add them with --append, or choose another --out",
     )

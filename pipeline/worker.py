@@ -5,17 +5,19 @@ The same class lives in a Ray actor or, with `workers=0`, in the process of the 
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, Self, TypeVar, runtime_checkable
 
 from samprior.pipeline.datasets import Pair
 from samprior.pipeline.plan import ShardPlan, Source, input_bytes
-from samprior.pipeline.shortages import is_of_the_gpu, is_out_of_memory
-from samprior.storage.errors import ImageError, StoreError
+from samprior.pipeline.shortages import has_vanished, is_of_the_gpu, is_out_of_memory
+from samprior.storage.errors import ImageError, MachineError, StoreError
 from samprior.storage.images import Rgb, read_rgb
 from samprior.storage.manifest import Inputs, Receipt
 from samprior.storage.masks import MaskSet
+from samprior.storage.places import Place
 from samprior.storage.writer import Record, write_shard
 
 T = TypeVar("T")
@@ -47,7 +49,7 @@ class ShardWriter(Protocol):
 
     def __call__(
         self,
-        root: Path,
+        root: Path | Place,
         shard: int,
         records: Sequence[Record],
         *,
@@ -75,9 +77,37 @@ class MaskMaker(Protocol):
         """Load what is needed; called once per worker."""
 
 
+class UnfitError(StoreError):
+    """A worker's process lacks memory or its GPU failed, with an image that may be why."""
+
+    def __init__(self, message: str, *, key: str, reason: str) -> None:
+        super().__init__(message)
+        self.key = key
+        self.reason = reason
+        """What the receipt says of the image if it does so again and again."""
+
+    def __reduce__(self) -> tuple[Callable[..., Self], tuple[str]]:
+        return partial(type(self), key=self.key, reason=self.reason), (str(self),)
+
+
 def inputs_of(maker: MaskMaker, pair: Pair) -> Inputs:
     """What a receipt says of a pair's files: both pictures, and the masks' own if there are any."""
     return (*input_bytes(pair), *maker.inputs(pair))
+
+
+@dataclass(frozen=True)
+class Look:
+    """Where a worker is in its task."""
+
+    images: int
+    """Finished, skipped and quarantined ones included."""
+    masks: int
+    quarantined: int
+    at: tuple[str, ...]
+    """Keys of the images that are being segmented; none while it stores, or waits."""
+
+
+IDLE = Look(0, 0, 0, ())
 
 
 class ShardWorker:
@@ -85,7 +115,7 @@ class ShardWorker:
 
     def __init__(
         self,
-        root: Path,
+        root: Path | Place,
         maker: MaskMaker,
         *,
         source: Source,
@@ -102,7 +132,7 @@ class ShardWorker:
         self.paired = paired
         self.store_shard = store_shard
         self.on_image: Callable[[], None] | None = None
-        self.images_done = 0
+        self._look = IDLE
         self.masks_of: MasksOf | None = None
         self._notes: list[str] = []
 
@@ -115,9 +145,9 @@ class ShardWorker:
         if self.masks_of is None:
             self.masks_of = self.maker.build()
 
-    def count(self) -> int:
-        """Images of the shard at hand that are finished; an actor answers while it writes."""
-        return self.images_done
+    def look(self) -> Look:
+        """How far the task at hand is; an actor answers while it works."""
+        return self._look
 
     def write(self, shard: ShardPlan, skip: Mapping[str, str] | None = None) -> Receipt:
         """Segment and store a shard; images that can't be used are quarantined with the reason.
@@ -127,20 +157,20 @@ class ShardWorker:
         self.load()
         records = []
         quarantined = dict(skip or {})
-        self.images_done = len(quarantined)
+        num_masks = 0
         wanted = [pair for pair in shard.pairs if pair.key not in quarantined]
-        while wanted:
-            # Asked each time: a segmenter that runs out of memory goes on with fewer.
-            batch, wanted = wanted[: self._images_at_once], wanted[self._images_at_once :]
-            for pair, made in self._made(batch):
-                if isinstance(made, Record):
-                    records.append(made)
-                else:
-                    quarantined[pair.key] = made
-                self.images_done += 1
-                if self.on_image:
-                    self.on_image()
-        return self.store_shard(
+        for pair, made in self._all_made(wanted, num_skipped=len(quarantined)):
+            if isinstance(made, Record):
+                records.append(made)
+                num_masks += len(made.masks)
+            else:
+                quarantined[pair.key] = made
+            num_done = len(records) + len(quarantined)
+            self._look = Look(num_done, num_masks, len(quarantined), self._look.at)
+            if self.on_image:
+                self.on_image()
+        self._look = replace(self._look, at=())
+        receipt = self.store_shard(
             self.root,
             shard.shard,
             records,
@@ -149,11 +179,27 @@ class ShardWorker:
             quarantined=quarantined,
             notes=self._take_notes(),
         )
+        self._look = IDLE
+        return receipt
 
-    def probe(self, pair: Pair) -> None:
-        """Segment one image and store nothing: whether it kills this process."""
+    def probe(self, pairs: Sequence[Pair]) -> None:
+        """Segment images and store nothing: whether they end this process."""
         self.load()
-        list(self._made([pair]))
+        for _ in self._all_made(pairs):
+            self._look = replace(self._look, images=self._look.images + 1)
+        self._look = IDLE
+        self._take_notes()
+
+    def _all_made(
+        self, pairs: Sequence[Pair], *, num_skipped: int = 0
+    ) -> Iterator[tuple[Pair, Record | str]]:
+        """`_made` of all pairs, in batches; says before each what it will be at."""
+        self._look = Look(num_skipped, 0, num_skipped, ())
+        while pairs:
+            # Asked each time: a segmenter that runs out of memory goes on with fewer.
+            batch, pairs = pairs[: self._images_at_once], pairs[self._images_at_once :]
+            self._look = replace(self._look, at=tuple(pair.key for pair in batch))
+            yield from self._made(batch)
 
     def _take_notes(self) -> tuple[str, ...]:
         notes, self._notes = tuple(self._notes), []
@@ -225,14 +271,24 @@ def _tried(pair: Pair, work: Callable[[], T]) -> T | str:
         if isinstance(error, OSError):
             raise
         if is_out_of_memory(error):
-            raise StoreError(
+            raise UnfitError(
                 f"out of memory at {pair.key}; finished shards are kept. Run again with fewer "
-                "--workers, or where there is more"
+                "workers, or where there is more; with --workers 1 or more a single image that "
+                "needs too much is quarantined",
+                key=pair.key,
+                reason="out of memory",
             ) from error
         if is_of_the_gpu(error):
-            raise StoreError(
+            raise UnfitError(
                 f"the GPU failed at {pair.key} ({_first_line(error)}); finished shards are kept. "
-                "Run the same command again"
+                "Run the same command again",
+                key=pair.key,
+                reason="the GPU failed",
+            ) from error
+        if isinstance(error, ImageError) and has_vanished(pair):
+            raise MachineError(
+                f"the folder of {pair.clean} or {pair.degraded} is gone or empty; put it back (is "
+                "it mounted?), then run the same command again: finished shards are kept"
             ) from error
         return _reason(error)
 

@@ -1,4 +1,4 @@
-"""The clients that read object stores: obstore's, one per bucket and process, also after a fork.
+"""The clients of object stores: obstore's, one per bucket and process, also after a fork.
 
 obstore and not fsspec: with eight threads and ranges of 16 KiB from a server on the same machine it
 read 12,000 to 19,000 a second, and s3fs 800 to 1,100, which holds Python's lock meanwhile; it is
@@ -26,14 +26,23 @@ from typing import Any
 from samprior.storage.errors import UsageError
 
 MAX_RETRIES = 7
-"""After dropped connections, timeouts, and answers of 500 to 599; the pauses between them double
-from 0.1 s, some 10 s in all."""
+"""Of reading, after dropped connections, timeouts, and answers of 500 to 599; the pauses between
+them double from 0.1 s, some 10 s in all."""
+
+MAX_WRITE_RETRIES = 20
+"""Of writing: a job that nobody watches sits out a failure of some minutes. Pauses grow to 15 s."""
+
+WRITE_RETRY_TIME = timedelta(minutes=4.5)
+"""No new attempt is made after that; signed requests end at 5 minutes."""
+
+WRITE_TIMEOUT_S = 120
+"""Of one request with one part of a file; slow lines take their time."""
 
 _EXTENSION = "obstore._obstore"
 
 
 class Bucket:
-    """A bucket and the clients that read it: one per process, shared by all threads.
+    """A bucket and its clients: one to read and one to write per process, shared by all threads.
 
     The address of the server, if the environment names one, is taken when the bucket is opened
     and travels with it, since it is a part of where the data lies.
@@ -43,11 +52,11 @@ class Bucket:
         self.scheme = scheme
         self.name = name
         self.endpoint = _s3_endpoint() if scheme == "s3" else None
-        self._client: object = None
+        self._clients: dict[bool, object] = {}
         _buckets.add(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_client": None}
+        return {**self.__dict__, "_clients": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -58,31 +67,33 @@ class Bucket:
         """`SCHEME://NAME`."""
         return f"{self.scheme}://{self.name}"
 
-    def client(self, obstore: ModuleType) -> object:
+    def client(self, obstore: ModuleType, *, is_patient: bool = False) -> object:
         """This process's client. Two threads may make one each at first; either will do."""
-        if self._client is None:
-            options: dict[str, Any] = {
-                "retry_config": {
-                    "max_retries": MAX_RETRIES,
-                    "backoff": {"init_backoff": timedelta(seconds=0.1)},
-                },
+        if is_patient not in self._clients:
+            retries: dict[str, Any] = {
+                "max_retries": MAX_WRITE_RETRIES if is_patient else MAX_RETRIES,
+                "backoff": {"init_backoff": timedelta(seconds=0.1)},
             }
+            options: dict[str, Any] = {"retry_config": retries}
+            if is_patient:
+                retries["retry_timeout"] = WRITE_RETRY_TIME
+                # Not among the client options, which would put aside those of the environment.
+                options["timeout"] = f"{WRITE_TIMEOUT_S} seconds"
             if self.endpoint is not None:
                 options["endpoint"] = self.endpoint
                 if self.endpoint.startswith("http://"):
                     options["client_options"] = {"allow_http": True}
             make = {"s3": obstore.store.S3Store, "gs": obstore.store.GCSStore}[self.scheme]
-            self._client = make(self.name, **options)
-        return self._client
+            self._clients[is_patient] = make(self.name, **options)
+        return self._clients[is_patient]
 
     def leave_client(self) -> None:
-        """In a forked process: forget the client of the parent, without ever ending it.
+        """In a forked process: forget the clients of the parent, without ever ending them.
 
-        Its sockets and its event queue are shared with the parent, which still reads by them.
+        Their sockets and their event queue are shared with the parent, which still reads by them.
         """
-        if self._client is not None:
-            _inherited.append(self._client)
-            self._client = None
+        _inherited.extend(self._clients.values())
+        self._clients = {}
 
 
 def _s3_endpoint() -> str | None:
@@ -127,7 +138,7 @@ def load_obstore(scheme: str) -> ModuleType:
         return importlib.import_module("obstore")
     except ModuleNotFoundError as error:
         raise UsageError(
-            f"reading {scheme}:// needs obstore; run: pip install 'samprior[remote]'"
+            f"{scheme}:// needs obstore; run: pip install 'samprior[remote]'"
         ) from error
 
 

@@ -11,6 +11,11 @@ class SampriorError(Exception):
 
     exit_code = 1
 
+    def __str__(self) -> str:
+        """The message in one line of plain text: a file's name may hold an end of line, bytes that
+        are no text, or what a terminal would obey."""
+        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in super().__str__())
+
 
 class UsageError(SampriorError, ValueError):
     """An argument or a setting that can't be used as given."""
@@ -54,3 +59,7 @@ class TrainingError(SampriorError, RuntimeError):
 
 class UnreachableError(StoreError, OSError):
     """An object store that didn't answer, or refused. It says nothing of the data: try again."""
+
+
+class MachineError(SampriorError, OSError):
+    """The machine lacks something at the moment: space, the right to write, open files, a disk."""

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from samprior.storage.errors import StoreError, UsageError
-from samprior.storage.files import LOCK, STAGED_SUFFIX, only_writer, remove_drafts, write_bytes
+from samprior.storage.files import STAGED_SUFFIX, remove_drafts, write_bytes
+from samprior.storage.locks import LOCK, only_writer
 from samprior.storage.manifest import canonical_json
 from samprior.storage.store import MaskStore
 from samprior.storage.writer import Record

@@ -1,6 +1,5 @@
 """Write files and folders so that they are there whole or not at all."""
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -9,11 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
-
-from samprior.storage.errors import BusyError
-
-LOCK = ".lock"
-"""File of a folder that its only writer holds locked."""
 
 STAGED_SUFFIX = ".part"
 """Ending of everything unfinished; nothing that ends so is ever read as data."""
@@ -59,26 +53,6 @@ def staged_folder(path: Path) -> Iterator[Path]:
     _sync(path.parent)
 
 
-@contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
-    """Hold the folder, made if missing; the system frees it even when this process is killed.
-
-    Raises:
-        BusyError: another process holds it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    # The file is never removed: a third process could lock a new one while a second holds the old.
-    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BusyError(f"another process writes to {folder}; wait until it ends") from error
-        yield
-    finally:
-        os.close(descriptor)
-
-
 def write_bytes(path: Path, content: bytes) -> None:
     """Write `content` to `path`, whole or not at all."""
     with staged_file(path) as stream:
@@ -89,6 +63,11 @@ def sha256_of(path: Path) -> str:
     """Hex SHA-256 of a file's content, read in pieces."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def is_draft(name: str) -> bool:
+    """Whether a file or folder of this name is unfinished."""
+    return name.startswith(".") and name.endswith(STAGED_SUFFIX)
 
 
 def remove_drafts(folder: Path) -> list[Path]:

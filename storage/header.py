@@ -29,6 +29,12 @@ Images = Literal["stored", "reference", "parent"]
 belongs to."""
 
 
+HEADER_COPY = "header-copy.json"
+"""File below a store's folder that has the header once more: a repair finds it there."""
+
+JOB = "job.json"
+"""File below a store's folder that says which command made it; only that command reads it."""
+
 MAX_SHARDS = 10**7
 """More are taken for damage: 320 million images in shards of 32."""
 
@@ -110,10 +116,14 @@ class Header:
             )
         try:
             header = cls(**_checked(record))
-        except (KeyError, TypeError, ValueError) as error:
+            fingerprint = header.fingerprint
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise StoreError(f"{origin} holds no samprior header ({error!r})") from error
-        if header.fingerprint != record.get("fingerprint"):
-            raise StoreError(f"{origin} was altered: its fingerprint does not fit its content")
+        if fingerprint != record.get("fingerprint"):
+            raise StoreError(
+                f"{origin} was altered: its fingerprint does not fit its content; run `samprior "
+                "verify --repair` on the store"
+            )
         num_shards = count_shards(header.parts, header.images_per_shard)
         if min(header.parts) < 0 or num_shards != header.num_shards or num_shards > MAX_SHARDS:
             raise StoreError(
@@ -153,6 +163,20 @@ def canonical_json(value: object) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
+def readable_json(value: object) -> bytes:
+    """JSON as a store's own files have it: equal values give equal bytes."""
+    return json.dumps(value, indent=1, sort_keys=True).encode() + b"\n"
+
+
+def store_files(header: Header) -> dict[str, bytes]:
+    """The files that say what a store is made of, by name; the first makes a folder a store."""
+    return {
+        "zarr.json": _group({"samprior": header.to_record()}),
+        "shards/zarr.json": _group({}),
+        HEADER_COPY: readable_json(header.to_record()),
+    }
+
+
 def digest(value: object) -> str:
     """Hex SHA-256 of a value as canonical JSON."""
     return hashlib.sha256(canonical_json(value)).hexdigest()
@@ -161,6 +185,11 @@ def digest(value: object) -> str:
 def count_shards(parts: tuple[int, ...], images_per_shard: int) -> int:
     """Shards that parts of so many images are cut into."""
     return sum(-(-part // images_per_shard) for part in parts)
+
+
+def _group(attributes: Json) -> bytes:
+    """The metadata of a zarr group."""
+    return readable_json({"zarr_format": 3, "node_type": "group", "attributes": attributes})
 
 
 def _checked(record: Json) -> Json:

@@ -9,6 +9,8 @@ The choices, made once for all of samprior:
 * Of files with several frames only camera JPEGs (MPO: previews) are read; others are refused.
 * Embedded colour profiles are not applied: pixel values are what the file holds, as in the
   published scores of the field.
+* Only the `FORMATS` below are read, whatever the ending of the name. Pillow knows many more, of
+  which some are programs that another program would run (PostScript).
 * More than `MAX_PIXELS` is refused before anything is decoded (decompression bombs).
 
 What the machine lacks at the moment (memory, file handles, a disk that answers) says nothing of a
@@ -22,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin
 
 from samprior.storage.errors import ImageError
 from samprior.storage.files import write_bytes
@@ -32,6 +34,14 @@ Rgb = npt.NDArray[np.uint8]
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm"})
 """Endings, in lower case, of the files that count as images of a data set."""
+
+# Pillow knows the first five by itself, the others once their modules are imported.
+FORMATS = (
+    *("BMP", "GIF", "JPEG", "PNG", "PPM"),
+    TiffImagePlugin.TiffImageFile.format,
+    WebPImagePlugin.WebPImageFile.format,
+)
+"""What a file may hold, by Pillow's names; JPEG includes the MPO of cameras."""
 
 MAX_PIXELS = 100_000_000
 """Larger images are refused; the largest camera sensors have about 60 million pixels."""
@@ -117,11 +127,13 @@ def _open(path: Path) -> Image.Image:
         with warnings.catch_warnings():
             # Pillow's own limit warns at 89 Mpx and raises at 179 Mpx; ours below is one line.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(path)
+            image = Image.open(path, formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise ImageError(f"{path} is larger than {MAX_PIXELS:,} pixels; cut it up") from error
     except UnidentifiedImageError as error:
-        raise ImageError(f"{path} is not an image that Pillow can read") from error
+        raise ImageError(
+            f"{path} is not an image of a kind that is read ({', '.join(FORMATS)})"
+        ) from error
     except FileNotFoundError as error:
         raise ImageError(f"{path} does not exist") from error
     except ImageError:

@@ -7,6 +7,7 @@ same bytes, broken off or not (the files' modification times tell the pace).
 On disk, below the store's folder:
 
     zarr.json                  root group; attribute `samprior` is the header
+    header-copy.json           the header once more
     shards/000000/...          one zarr group per shard, see samprior.storage.store
     receipts/000000.json       one receipt per shard
     listing.json               see samprior.storage.growth
@@ -14,23 +15,23 @@ On disk, below the store's folder:
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from samprior.storage.errors import StoreError, UnreachableError
-from samprior.storage.files import sha256_of, write_bytes
+from samprior.storage.files import sha256_of
 from samprior.storage.header import Header as Header
 from samprior.storage.header import Json as Json
 from samprior.storage.header import canonical_json as canonical_json
-from samprior.storage.header import digest
+from samprior.storage.header import digest, readable_json, store_files
 from samprior.storage.places import Place, joined, open_place
 
 RECEIPTS_AT_ONCE = 1024
-"""Receipts held as text while a store is opened; remote ones of a batch are fetched together."""
+"""Receipts held as text while all are read; remote ones of a batch are fetched together."""
 
-_DAMAGES = (
+DAMAGES = (
     KeyError,
     TypeError,
     ValueError,
@@ -39,6 +40,9 @@ _DAMAGES = (
     RecursionError,
 )
 """What reading something as JSON raises that was not meant to be read so."""
+
+MAX_IMAGE_PIXELS = 2**31
+"""Pixels of the largest image that a receipt is believed to tell of."""
 
 Inputs = tuple[int | str, ...]
 """Sizes and digests of the files that an image was made of; they tell a changed file."""
@@ -77,7 +81,7 @@ class Receipt:
         if not self.pictures:  # so in all other stores, and before there was the field
             del record["pictures"]
         signed = {**record, "sha256": digest(record)}
-        return json.dumps(signed, indent=1, sort_keys=True).encode() + b"\n"
+        return readable_json(signed)
 
     @classmethod
     def from_json(cls, content: bytes, origin: str | Path) -> Self:
@@ -93,21 +97,21 @@ class Receipt:
             if not len(record["keys"]) == len(record["sizes"]) == len(record["num_masks"]):
                 raise ValueError("its lists are not of one length")
             return cls(
-                shard=int(record["shard"]),
-                keys=tuple(map(str, record["keys"])),
-                sizes=tuple((int(height), int(width)) for height, width in record["sizes"]),
-                num_masks=tuple(map(int, record["num_masks"])),
-                stored_bytes=int(record["stored_bytes"]),
-                digests={str(k): str(v) for k, v in record["digests"].items()},
-                inputs={str(k): _inputs(values) for k, values in record["inputs"].items()},
-                quarantined={str(k): str(v) for k, v in record["quarantined"].items()},
-                notes=tuple(map(str, record.get("notes", ()))),
+                shard=_count(record["shard"]),
+                keys=_texts(record["keys"]),
+                sizes=tuple(map(_size, record["sizes"])),
+                num_masks=tuple(map(_count, record["num_masks"])),
+                stored_bytes=_count(record["stored_bytes"]),
+                digests={name: _text(value) for name, value in record["digests"].items()},
+                inputs={key: _inputs(values) for key, values in record["inputs"].items()},
+                quarantined={key: _text(value) for key, value in record["quarantined"].items()},
+                notes=_texts(record.get("notes", [])),
                 pictures={
-                    str(key): (str(degraded), str(clean))
+                    key: (_text(degraded), _text(clean))
                     for key, (degraded, clean) in record.get("pictures", {}).items()
                 },
             )
-        except _DAMAGES as error:
+        except DAMAGES as error:
             raise StoreError(
                 f"{origin} is no receipt ({error!r}); run `samprior verify --repair` on the store"
             ) from error
@@ -125,21 +129,38 @@ def shard_name(shard: int) -> str:
 
 def receipt_file(root: Path, shard: int) -> Path:
     """Where a shard's receipt lies."""
-    return root / _receipt_name(shard)
+    return root / receipt_name(shard)
+
+
+def receipt_name(shard: int) -> str:
+    """The same, below the store's folder."""
+    return f"receipts/{shard:06d}.json"
 
 
 def receipt_files(root: Path) -> dict[int, Path]:
     """The receipts that are there, by shard, in order; files of other names are none."""
-    return {shard: receipt_file(root, shard) for shard in _receipt_shards(open_place(root))}
+    return {shard: receipt_file(root, shard) for shard in receipt_shards(open_place(root))}
 
 
-def write_header(root: Path, header: Header) -> None:
+def write_header(root: Path | Place, header: Header) -> None:
     """Make the empty store: the root group with its header, and the group of the shards.
 
     Writing it again over itself changes nothing.
     """
-    _write_group(root, {"samprior": header.to_record()})
-    _write_group(root / "shards", {})
+    write_header_files(root, store_files(header))
+
+
+def write_header_files(root: Path | Place, files: Mapping[str, bytes]) -> None:
+    """Write the files that say what a folder holds, of which the first is read.
+
+    It is written first where there is none, for it makes the folder a store; where it is replaced
+    it comes last, so that a job that was killed between them sees that it has to write them again.
+    """
+    place, names = open_place(root), list(files)
+    if names[0] in place.names():
+        names.reverse()
+    for name in names:
+        place.write(name, files[name])
 
 
 def read_header(root: Path | Place) -> Header:
@@ -165,9 +186,9 @@ def read_header(root: Path | Place) -> Header:
     return Header.from_record(record, origin=file)
 
 
-def write_receipt(root: Path, receipt: Receipt) -> None:
+def write_receipt(root: Path | Place, receipt: Receipt) -> None:
     """Write a receipt: from here on its shard counts."""
-    write_bytes(receipt_file(root, receipt.shard), receipt.to_json())
+    open_place(root).write(receipt_name(receipt.shard), receipt.to_json())
 
 
 def read_receipts(root: Path | Place) -> dict[int, Receipt]:
@@ -177,12 +198,19 @@ def read_receipts(root: Path | Place) -> dict[int, Receipt]:
         StoreError: a receipt is damaged, or is that of another shard.
         UnreachableError: an object store didn't answer.
     """
+    return {receipt.shard: receipt for receipt in each_receipt(root)}
+
+
+def each_receipt(root: Path | Place) -> Iterator[Receipt]:
+    """The same one by one: the folder is listed once, and no receipt is kept.
+
+    Raises:
+        StoreError, UnreachableError: see `read_receipts`.
+    """
     place = open_place(root)
-    shards = _receipt_shards(place)
-    receipts: dict[int, Receipt] = {}
+    shards = receipt_shards(place)
     for first in range(0, len(shards), RECEIPTS_AT_ONCE):
-        receipts |= _read_receipts(place, shards[first : first + RECEIPTS_AT_ONCE])
-    return receipts
+        yield from _read_receipts(place, shards[first : first + RECEIPTS_AT_ONCE])
 
 
 def read_receipt(root: Path | Place, shard: int) -> Receipt:
@@ -192,23 +220,27 @@ def read_receipt(root: Path | Place, shard: int) -> Receipt:
         StoreError: it is missing, damaged, or that of another shard.
         UnreachableError: an object store didn't answer.
     """
-    return _read_receipts(open_place(root), [shard])[shard]
+    (receipt,) = _read_receipts(open_place(root), [shard])
+    return receipt
 
 
-def _read_receipts(place: Place, shards: list[int]) -> dict[int, Receipt]:
+def _read_receipts(place: Place, shards: list[int]) -> Iterator[Receipt]:
     try:
-        contents = place.read_many([_receipt_name(shard) for shard in shards])
+        contents = place.read_many([receipt_name(shard) for shard in shards])
     except UnreachableError:
         raise
     except OSError as error:
         raise StoreError(f"a receipt of {place.url} can't be read ({error})") from error
-    return {
-        shard: _parse_receipt(content, shard, joined(place.url, _receipt_name(shard)))
-        for shard, content in zip(shards, contents, strict=True)
-    }
+    for shard, content in zip(shards, contents, strict=True):
+        yield parse_receipt(content, shard, joined(place.url, receipt_name(shard)))
 
 
-def _parse_receipt(content: bytes, shard: int, origin: str) -> Receipt:
+def parse_receipt(content: bytes, shard: int, origin: str) -> Receipt:
+    """The receipt that a file holds.
+
+    Raises:
+        StoreError: it is damaged, or that of another shard.
+    """
     receipt = Receipt.from_json(content, origin)
     if receipt.shard != shard:
         raise StoreError(
@@ -218,18 +250,14 @@ def _parse_receipt(content: bytes, shard: int, origin: str) -> Receipt:
     return receipt
 
 
-def _receipt_shards(place: Place) -> list[int]:
+def receipt_shards(place: Place) -> list[int]:
     """Shards that have a receipt, in order; files of other names are none."""
     numbers = [(name, name.removesuffix(".json")) for name in place.names("receipts")]
     return sorted(
         int(number)
         for name, number in numbers
-        if number.isdecimal() and f"receipts/{name}" == _receipt_name(int(number))
+        if number.isdecimal() and f"receipts/{name}" == receipt_name(int(number))
     )
-
-
-def _receipt_name(shard: int) -> str:
-    return f"receipts/{shard:06d}.json"
 
 
 def digests_of(folder: Path) -> tuple[dict[str, str], int]:
@@ -239,10 +267,35 @@ def digests_of(folder: Path) -> tuple[dict[str, str], int]:
     return digests, sum(file.stat().st_size for file in files)
 
 
-def _inputs(values: list[Any]) -> Inputs:
-    return tuple(value if isinstance(value, str) else int(value) for value in values)
+def _count(value: object, *, least: int = 0) -> int:
+    """A whole number as JSON has it; ValueError for anything else, such as text or true."""
+    if type(value) is not int or value < least:
+        raise ValueError(f"{value!r:.80} is no number of at least {least}")
+    return value
 
 
-def _write_group(folder: Path, attributes: Json) -> None:
-    group = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
-    write_bytes(folder / "zarr.json", json.dumps(group, indent=1, sort_keys=True).encode() + b"\n")
+def _size(value: object) -> tuple[int, int]:
+    if not isinstance(value, list) or len(value) != 2:
+        raise ValueError(f"{value!r:.80} is no height and width")
+    height, width = (_count(side, least=1) for side in value)
+    if height * width > MAX_IMAGE_PIXELS:
+        raise ValueError(f"an image of {width}x{height} is larger than any")
+    return height, width
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r:.80} is no text")
+    return value
+
+
+def _texts(values: object) -> tuple[str, ...]:
+    if not isinstance(values, list):
+        raise ValueError(f"{values!r:.80} is no list of texts")
+    return tuple(map(_text, values))
+
+
+def _inputs(values: object) -> Inputs:
+    if not isinstance(values, list):
+        raise ValueError(f"{values!r:.80} is no list of inputs")
+    return tuple(value if isinstance(value, str) else _count(value) for value in values)

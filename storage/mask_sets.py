@@ -25,11 +25,16 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
 def check_name(name: str) -> None:
     """Raise UsageError unless `name` can be that of a further mask set."""
-    if name == MAIN or not _NAME.fullmatch(name):
+    if not is_name(name):
         raise UsageError(
             f"--masks {name!r} can't name a mask set: up to 64 of a-z, 0-9, - and _, the first no "
             f"- or _, and not {MAIN!r}, which is the store's own"
         )
+
+
+def is_name(name: str) -> bool:
+    """Whether a further mask set can have this name."""
+    return name != MAIN and _NAME.fullmatch(name) is not None
 
 
 def set_name(name: str) -> str:
@@ -39,7 +44,7 @@ def set_name(name: str) -> str:
 
 def mask_sets(store: Place) -> list[str]:
     """Names of a store's further mask sets, in order; folders of other names are none."""
-    names = [name for name in store.names(FOLDER) if name != MAIN and _NAME.fullmatch(name)]
+    names = [name for name in store.names(FOLDER) if is_name(name)]
     return [name for name in names if _holds_store(store.below(set_name(name)))]
 
 

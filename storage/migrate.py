@@ -13,9 +13,10 @@ import numpy as np
 
 from samprior.storage.cache import BoundedCache
 from samprior.storage.errors import StoreError, UsageError
-from samprior.storage.files import LOCK, STAGED_SUFFIX, only_writer, remove_drafts, write_bytes
+from samprior.storage.files import STAGED_SUFFIX, remove_drafts, write_bytes
 from samprior.storage.growth import LISTING
 from samprior.storage.header import FORMAT_VERSION, Header
+from samprior.storage.locks import LOCK, only_writer
 from samprior.storage.manifest import (
     Receipt,
     read_header,

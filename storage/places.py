@@ -1,6 +1,7 @@
 """Where a store lies: a folder of this machine, or one in an object store (s3://, gs://).
 
-Readers of the store ask a `Place` for its files by name and need not know which of the two it is.
+Readers and writers of the store ask a `Place` for its files by name and need not know which of the
+two it is. What is written is there whole or not at all.
 Names are relative, with `/` between their parts; a name that would leave the folder is refused, so
 names may come from files that nobody has checked. Places are small: they can be pickled, used from
 several threads, and carried into forked processes.
@@ -9,22 +10,27 @@ several threads, and carried into forked processes.
 import errno
 import os
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 from urllib.parse import unquote, urlsplit
 
 from samprior.storage.errors import StoreError, UsageError
+from samprior.storage.files import staged_file, write_bytes
 
 SCHEMES = ("s3", "gs")
-"""Object stores that are read; buckets of other servers that speak S3 are s3:// too."""
+"""Object stores that are known; buckets of other servers that speak S3 are s3:// too."""
+
+COPY_BYTES = 2**20
+"""Bytes of a file that are held while it is copied."""
 
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @runtime_checkable
 class Place(Protocol):
-    """A folder that files are read from. Safe in several threads; can be pickled.
+    """A folder that files are read from and written to. Safe in several threads; can be pickled.
 
     All methods raise
     FileNotFoundError: there is no such file;
@@ -70,6 +76,18 @@ class Place(Protocol):
     def names(self, folder: str = "") -> list[str]:
         """What lies directly in a folder, files and folders, in order; nothing if it's missing."""
 
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file, whole or not at all; folders on the way to it are made."""
+
+    def write_file(self, name: str, path: Path) -> None:
+        """The same with the content of a file of this machine, which is never held whole."""
+
+    def remove(self, name: str) -> None:
+        """Remove a file; nothing happens if there is none."""
+
+    def remove_folder(self, name: str) -> None:
+        """Remove a folder below this one and all it holds; nothing happens if there is none."""
+
 
 def open_place(where: str | Path | Place) -> Place:
     """The place that a path or URL names; a place is given back as it is. Nothing is read yet.
@@ -111,6 +129,15 @@ def _open_bucket(url: str) -> Place:
     return RemoteFolder(Bucket(scheme, bucket), checked_name(folder.strip("/"), where=url))
 
 
+def is_file(place: Place, name: str) -> bool:
+    """Whether there is a file of this name."""
+    try:
+        place.size(name)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
 def checked_name(name: str, *, where: str) -> str:
     """The name, if it leads to something inside the folder `where`, or is empty (the folder).
 
@@ -120,6 +147,17 @@ def checked_name(name: str, *, where: str) -> str:
     if name and any(part in ("", ".", "..") or "\0" in part for part in name.split("/")):
         raise StoreError(f"{where} names a file {name!r}, which does not lie below it")
     return name
+
+
+def checked_inside(name: str, *, where: str) -> str:
+    """The name, if it leads to something inside the folder `where` and isn't that folder.
+
+    Raises:
+        StoreError: it doesn't.
+    """
+    if not name:
+        raise StoreError(f"{where} itself is not removed, only what lies in it")
+    return checked_name(name, where=where)
 
 
 def joined(folder: str, name: str) -> str:
@@ -186,6 +224,25 @@ class LocalFolder:
             return sorted(path.name for path in self._file(folder).iterdir())
         except FileNotFoundError:
             return []
+
+    def write(self, name: str, content: bytes) -> None:
+        """See `Place`."""
+        write_bytes(self._file(name), content)
+
+    def write_file(self, name: str, path: Path) -> None:
+        """See `Place`."""
+        with path.open("rb") as source, staged_file(self._file(name)) as draft:
+            shutil.copyfileobj(source, draft, COPY_BYTES)
+
+    def remove(self, name: str) -> None:
+        """See `Place`."""
+        self._file(checked_inside(name, where=self.url)).unlink(missing_ok=True)
+
+    def remove_folder(self, name: str) -> None:
+        """See `Place`."""
+        folder = self._file(checked_inside(name, where=self.url))
+        if folder.is_dir():
+            shutil.rmtree(folder)
 
     def _file(self, name: str) -> Path:
         return self.path / checked_name(name, where=self.url)

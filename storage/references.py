@@ -15,7 +15,7 @@ import numpy.typing as npt
 from samprior.storage.cache import BoundedCache
 from samprior.storage.errors import StoreError, UsageError
 from samprior.storage.manifest import Header, Inputs, Receipt
-from samprior.storage.places import checked_name
+from samprior.storage.places import Place, checked_name
 from samprior.storage.writer import Record, write_shard
 
 CACHE_BYTES = 256 * 2**20
@@ -68,7 +68,7 @@ class ReferenceWriter:
 
     def __call__(
         self,
-        root: Path,
+        root: Path | Place,
         shard: int,
         records: Sequence[Record],
         *,

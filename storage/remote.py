@@ -1,16 +1,23 @@
-"""Folders of object stores: few requests, several at once, and errors that name the object."""
+"""Folders of object stores: few requests, several at once, and errors that name the object.
+
+An object appears whole, or not at all, when the last byte of it has come. A file that is large is
+sent in parts, some at once. What a dropped connection broke off is sent again (see `clients`).
+"""
 
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from samprior.storage.clients import Bucket, load_obstore
 from samprior.storage.errors import StoreError, UnreachableError
 from samprior.storage.places import (
     check_end,
     check_ranges,
+    checked_inside,
     checked_name,
     joined,
     missing,
@@ -22,6 +29,18 @@ time than another answer, some 3 ms at 100 MB/s against 20 ms."""
 
 MAX_REQUESTS = 32
 """Requests in flight when many whole files are read."""
+
+PART_BYTES = 8 * 2**20
+"""A larger file is sent in parts of at least so much; S3 takes no fewer than 5 MiB."""
+
+PARTS_AT_ONCE = 4
+"""Parts of a file in flight: 32 MiB in memory, and 2 Mbit/s each before `WRITE_TIMEOUT_S` hits."""
+
+MAX_PARTS = 9000
+"""S3 takes 10,000."""
+
+Version = dict[str, str]
+"""What a server calls the present content of an object: `e_tag`, and `version` where it has it."""
 
 _LARGEST_OBJECT = 2**63 - 1
 """Bytes that can be counted; the server knows the true size."""
@@ -103,6 +122,67 @@ class RemoteFolder:
         paths = [*found["common_prefixes"], *(about["path"] for about in found["objects"])]
         return sorted({self._name_in(key, path) for path in paths} - {""})
 
+    def write(self, name: str, content: bytes) -> None:
+        """See `Place`."""
+        with self._writing(name) as (obstore, client):
+            obstore.put(client, self._key(name), content, use_multipart=False)
+
+    def write_file(self, name: str, path: Path) -> None:
+        """See `Place`."""
+        size = path.stat().st_size
+        part = max(PART_BYTES, -(-size // MAX_PARTS))
+        parts = {"chunk_size": part, "max_concurrency": PARTS_AT_ONCE}
+        with self._writing(name) as (obstore, client):
+            try:
+                obstore.put(client, self._key(name), path, **parts)
+            except FileNotFoundError:
+                # The upload of parts may be gone because it was ended, and the answer was lost.
+                obstore.put(client, self._key(name), path, **parts)
+
+    def remove(self, name: str) -> None:
+        """See `Place`."""
+        self._remove([self._key(checked_inside(name, where=self.url))])
+
+    def remove_folder(self, name: str) -> None:
+        """See `Place`."""
+        folder = self.below(checked_inside(name, where=self.url))
+        self._remove([joined(folder.folder, inside) for inside in folder.sizes()])
+
+    def read_version(self, name: str) -> tuple[bytes, Version]:
+        """An object and its version, which `swap` takes."""
+        with self._reading(name) as (obstore, client):
+            found = obstore.get(client, self._key(name))
+            return bytes(found.bytes()), _version(found.meta)
+
+    def swap(self, name: str, content: bytes, expected: Version | None) -> Version | None:
+        """Write a small object if it has the version expected, or isn't there if that is None.
+
+        Returns:
+            Its version now; None if it had another one, or was there or gone, and stays as it is.
+        """
+        mode = "create" if expected is None else expected
+        with self._writing(name, is_patient=False) as (obstore, client):
+            refusals = (
+                obstore.exceptions.AlreadyExistsError,
+                obstore.exceptions.PreconditionError,
+            )
+            try:
+                return _version(obstore.put(client, self._key(name), content, mode=mode))
+            except refusals:
+                return None
+
+    def _remove(self, keys: Sequence[str]) -> None:
+        if not keys:
+            return
+        with self._writing("") as (obstore, client):
+            try:
+                obstore.delete(client, keys)
+            except FileNotFoundError:
+                # Some servers say so of what is gone; then the others are removed one by one.
+                for key in keys:
+                    with suppress(FileNotFoundError):
+                        obstore.delete(client, key)
+
     def _key(self, name: str) -> str:
         return joined(self.folder, checked_name(name, where=self.url))
 
@@ -127,6 +207,30 @@ class RemoteFolder:
             if "416 Range Not Satisfiable" in said:
                 raise StoreError(f"{self._url_of(name)} ends before the bytes wanted") from None
             raise UnreachableError(f"{self._url_of(name)} can't be read: {said}") from None
+
+    @contextmanager
+    def _writing(
+        self, name: str, *, is_patient: bool = True
+    ) -> Iterator[tuple[ModuleType, object]]:
+        """obstore and a client, and its errors as ours."""
+        obstore = load_obstore(self.bucket.scheme)
+        try:
+            yield obstore, self.bucket.client(obstore, is_patient=is_patient)
+        except FileNotFoundError:
+            raise UnreachableError(
+                f"{self._url_of(name)} can't be written: there is no bucket "
+                f"{self.bucket.url}; make it, or name another"
+            ) from None
+        except obstore.exceptions.BaseError as error:
+            raise UnreachableError(
+                f"{self._url_of(name)} can't be written: {_one_line(str(error))}; if that was not "
+                "the network, see that the credentials allow writing and removing, then run the "
+                "same command again"
+            ) from None
+
+
+def _version(about: Any) -> Version:  # noqa: ANN401  # obstore's, of a get or a put
+    return {key: about[key] for key in ("e_tag", "version") if about[key]}
 
 
 def _joined_spans(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

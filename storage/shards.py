@@ -8,6 +8,7 @@ workers; webdataset groups, mixes and finds that place.
 """
 
 import random
+import re
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import webdataset as wds
-from webdataset.tariterators import group_by_keys, tar_file_expander
+from webdataset.tariterators import group_by_keys
 from webdataset.utils import pytorch_worker_info
 
 from samprior.storage.errors import StoreError, UsageError
@@ -30,11 +31,14 @@ from samprior.storage.tars import (
     TarEntry,
     check_tar_keys,
     read_index,
+    read_members,
     tar_name,
     write_index,
     write_tar,
 )
 from samprior.storage.writer import Record
+
+_WEBDATASET_NOTES = re.compile("__[^/]*__($|/)")
 
 MEND = "remove it and run the command that made it again"
 """What to do about a damaged tar."""
@@ -221,11 +225,10 @@ def _samples(folder: Path, entry: TarEntry) -> Iterator[dict[str, Any]]:
         # Little beside the decoding, and decoders miss some flipped bits.
         if sha256_of(tar) != entry.sha256:
             raise StoreError(f"{tar} has another content than was written; {MEND}")
-        # Not webdataset's own opener, which leaves each tar open until it is collected.
-        with tar.open("rb") as stream:
-            for sample in group_by_keys(tar_file_expander([{"url": str(tar), "stream": stream}])):
-                count += 1
-                yield sample
+        # Not webdataset's own reader, which unpacks compressed tars and fills holes in memory.
+        for sample in group_by_keys(_files(tar)):
+            count += 1
+            yield sample
     except (OSError, ValueError, tarfile.TarError) as error:
         if isinstance(error, StoreError):
             raise
@@ -234,6 +237,13 @@ def _samples(folder: Path, entry: TarEntry) -> Iterator[dict[str, Any]]:
         raise StoreError(
             f"{tar} has {count} samples where the index says {entry.num_samples}; {MEND}"
         )
+
+
+def _files(tar: Path) -> Iterator[dict[str, Any]]:
+    """The files of a tar as webdataset's reader gives them, its own notes left out."""
+    for name, content in read_members(tar):
+        if not _WEBDATASET_NOTES.match(name):
+            yield {"fname": name, "data": content, "__url__": str(tar)}
 
 
 def _record(sample: Mapping[str, Any]) -> Record:

@@ -4,15 +4,20 @@ A tar has one sample per image (`samples`). `index.json` beside the tars is writ
 each what it holds: equal content gives equal bytes, since times and owners in tars are constant.
 """
 
+import io
 import json
-from collections.abc import Iterable, Sequence
+import tarfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from samprior.storage.errors import StoreError, UsageError
 from samprior.storage.exports import check_keys
-from samprior.storage.files import staged_file, write_bytes
+from samprior.storage.files import staged_file
 from samprior.storage.manifest import Json
+from samprior.storage.places import Place, open_place
 from samprior.storage.samples import CLEAN, MaskForm, sample_of
 from samprior.storage.writer import Record
 
@@ -83,19 +88,60 @@ def write_tar(
 
 
 def write_index(
-    folder: Path, entries: Sequence[TarEntry], *, fingerprint: str, masks: MaskForm = "atoms"
+    folder: Path | Place,
+    entries: Sequence[TarEntry],
+    *,
+    fingerprint: str,
+    masks: MaskForm = "atoms",
 ) -> None:
     """Write the index; `fingerprint` is that of the store the tars hold."""
+    content = index_json(entries, fingerprint=fingerprint, masks=masks)
+    place = open_place(folder)
+    try:
+        is_there = place.read(INDEX) == content
+    except FileNotFoundError:
+        is_there = False
+    if not is_there:
+        place.write(INDEX, content)
+
+
+def index_json(
+    entries: Sequence[TarEntry], *, fingerprint: str, masks: MaskForm = "atoms"
+) -> bytes:
+    """The content of the index."""
     index = {
         "fingerprint": fingerprint,
         "masks": masks,
         "num_samples": sum(entry.num_samples for entry in entries),
         "shards": [entry.to_json() for entry in entries],
     }
-    content = json.dumps(index, indent=1).encode() + b"\n"
-    file = folder / INDEX
-    if not file.is_file() or file.read_bytes() != content:
-        write_bytes(file, content)
+    return json.dumps(index, indent=1).encode() + b"\n"
+
+
+def read_members(tar: Path | BinaryIO) -> Iterator[tuple[str, bytes]]:
+    """Name and content of each plain file in a tar; nothing is written, so names may be any.
+
+    Links, devices and folders are passed over.
+
+    Raises:
+        OSError, ValueError, tarfile.TarError: it is damaged, compressed, or would be read as more
+            bytes than it has.
+    """
+    with tar.open("rb") if isinstance(tar, Path) else nullcontext(tar) as stream:
+        num_bytes = stream.seek(0, io.SEEK_END)
+        stream.seek(0)
+        with tarfile.open(fileobj=stream, mode="r:") as members:
+            last = -1
+            for member in members:
+                # Holes of a sparse file, and sizes below 0, which lead back to where it was before.
+                end = member.offset_data + member.size
+                if member.issparse() or not last < member.offset_data <= end <= num_bytes:
+                    raise tarfile.ReadError(f"it ends before all of {member.name!r:.80}")
+                last = member.offset
+                if content := members.extractfile(member) if member.isreg() else None:
+                    yield member.name, content.read()
+                # What was read is not asked for again; type checkers don't know of the list.
+                members.members = []  # type: ignore[attr-defined]
 
 
 def read_index(folder: Path) -> list[TarEntry]:

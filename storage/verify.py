@@ -1,81 +1,65 @@
-"""Check a store against its receipts, and drop what is broken so that the job makes it anew."""
+"""Check a store against its receipts, and drop what is broken so that the job makes it anew.
 
-import shutil
-from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+Every byte is read and compared with what was written, so a single flipped bit is found wherever it
+is. Memory doesn't grow with the store: receipts and shards are read one by one.
+"""
+
+from collections.abc import Callable, Mapping, Set
+from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
 
 import numpy as np
 
-from samprior.storage.cache import BoundedCache
-from samprior.storage.errors import StoreError
-from samprior.storage.files import STAGED_SUFFIX, only_writer, remove_drafts
-from samprior.storage.manifest import (
-    Header,
-    Receipt,
-    digests_of,
-    read_header,
-    read_receipt,
-    receipt_file,
-    receipt_files,
-    shard_folder,
-    shard_name,
-)
-from samprior.storage.mask_sets import mask_sets, of_files, set_name
-from samprior.storage.places import open_place
-from samprior.storage.references import picture_problems, resolved_root
-from samprior.storage.shard_reader import Resources, Shard
-from samprior.storage.store import CACHE_BYTES
+from samprior.storage.errors import BusyError, StoreError, UnreachableError
+from samprior.storage.files import is_draft
+from samprior.storage.holding import wait_for_holders
+from samprior.storage.locks import LOCK, only_writer_of
+from samprior.storage.mask_sets import FOLDER, is_name, set_name
+from samprior.storage.places import Place, open_place
+from samprior.storage.verify_checks import Check, StoreCheck, TarCheck, Verification
+from samprior.storage.verify_metadata import read_metadata
+
+__all__ = ["Progress", "Verification", "verify_store"]
 
 Progress = Callable[[int, int], None]
 """Called with (shards checked, shards in all)."""
 
 
-@dataclass
-class Verification:
-    """What `verify_store` found."""
-
-    num_images: int = 0
-    num_masks: int = 0
-    num_shards: int = 0
-    planned_shards: int = 0
-    stored_bytes: int = 0
-    quarantined: dict[str, str] = field(default_factory=dict)
-    broken: dict[int, list[str]] = field(default_factory=dict)
-    """What is wrong, by shard."""
-    pictures: list[str] = field(default_factory=list)
-    """What is wrong with pictures that the store only refers to; a repair leaves them alone."""
-    leftovers: list[Path] = field(default_factory=list)
-    """Drafts of killed writers, and shards without a receipt: they don't count as data."""
-    mask_sets: dict[str, "Verification"] = field(default_factory=dict)
-    """The same for each further mask set, by name."""
-
-    @property
-    def ok(self) -> bool:
-        """Whether every shard of the plan is there and whole, and those of all mask sets."""
-        whole = not self.broken and not self.pictures and self.num_shards == self.planned_shards
-        return whole and all(found.ok for found in self.mask_sets.values())
-
-
 def verify_store(
-    root: Path, *, repair: bool = False, seed: int = 0, progress: Progress | None = None
+    where: str | Path | Place,
+    *,
+    repair: bool = False,
+    seed: int = 0,
+    progress: Progress | None = None,
+    after: Verification | None = None,
 ) -> Verification:
-    """Check every digest of every shard and decode one image of each, chosen by `seed`.
+    """Check every byte of a store, or of a job's tars, and decode one image of each shard.
 
-    Mask sets are checked like the store, and that they fit its images; pictures that it only
-    refers to, that they are there with the bytes they had.
+    The image is chosen by `seed`. Mask sets are checked like the store, and that they fit its
+    images; pictures that it only refers to, that they are there with the bytes they had.
 
-    With `repair`, broken shards and leftovers are removed, so that the same `samprior precompute`
-    as before makes just those again.
+    With `repair`, files that describe the store are written as they ought to be; broken shards and
+    leftovers are removed, so that the same `samprior precompute` as before makes just those again.
+    Workers of a job that was killed are waited for first.
+
+    Args:
+        where: folder or URL.
+        repair: see above.
+        seed: chooses the images to decode.
+        progress: called after each shard.
+        after: what an earlier pass found. Shards that it found whole are not read again, nor the
+            pictures that they refer to: a quick look at what a repair has made since.
 
     Raises:
-        StoreError: there is no store, or its header or that of a mask set is damaged.
-        BusyError: with `repair`, while a job writes to the store or to a mask set.
+        StoreError: there is no store, or neither its header nor the copy is whole.
+        UnreachableError: an object store didn't answer.
+        BusyError: with `repair`, while a job or its workers write to the store or to a mask set.
     """
-    checks = [_Check(root, None)]
-    checks += [_Check(root / set_name(name), root) for name in mask_sets(open_place(root))]
+    place = open_place(where)
+    metadata = read_metadata(place)
+    store = (TarCheck if metadata.is_tars else StoreCheck)(place, metadata)
+    checks = [store, *_mask_sets(store)]
     total = sum(check.header.num_shards for check in checks)
     done = count(1)
 
@@ -84,130 +68,65 @@ def verify_store(
             progress(next(done), total)
 
     rng = np.random.default_rng(seed)
-    for check in checks:
-        with only_writer(check.root) if repair else nullcontext():
-            check.run(rng, advance)
+    trusted = _sound_shards(place, after)
+    # A store is held until its mask sets are checked, which have to fit its shards.
+    with ExitStack() as held:
+        for check in checks:
             if repair:
-                _repair(check.root, check.found)
-    whole, *sets = checks
-    whole.found.mask_sets = {check.root.name: check.found for check in sets}
-    return whole.found
+                held.enter_context(only_writer_of(check.place))
+                _wait_until_still(check)
+            check.run(rng, advance, trusted.get(check.place.url, frozenset()))
+            if repair:
+                check.repair()
+    return store.found
 
 
-class _Check:
-    """One pass over a store, or over the mask set of the store at `parent`."""
-
-    def __init__(self, root: Path, parent: Path | None) -> None:
-        self.root = root
-        self.parent = parent
-        self.header = read_header(root)
-        # A set that was not brought up to a store that has grown isn't whole.
-        planned = self.header if parent is None else read_header(parent)
-        self.found = Verification(planned_shards=planned.num_shards)
-
-    def run(self, rng: np.random.Generator, advance: Callable[[], None]) -> None:
-        """Check all shards, and look for what doesn't belong there."""
-        for shard in range(self.header.num_shards):
-            if receipt_file(self.root, shard).exists():
-                self._check_shard(shard, rng)
-            advance()
-        _check_strangers(self.root, self.header.num_shards, self.found)
-
-    def _check_shard(self, shard: int, rng: np.random.Generator) -> None:
-        try:
-            receipt = read_receipt(self.root, shard)
-        except StoreError as error:
-            self.found.broken[shard] = [str(error)]
-            return
-        problems = _digest_problems(shard_folder(self.root, shard), receipt)
-        planned = self.header.planned(shard)
-        if len(receipt.keys) + len(receipt.quarantined) != planned:
-            file = receipt_file(self.root, shard)
-            problems.append(f"{file} has not the {planned} images of the plan")
-        if self.parent is not None:
-            problems += _misfits(self.parent, receipt)
-        if not problems and receipt.keys:
-            row = int(rng.integers(len(receipt.keys)))
-            problems = _decode_problems(self.root, self.header, receipt, row)
-        if problems:
-            self.found.broken[shard] = problems
-        else:
-            self._count(receipt)
-
-    def _count(self, receipt: Receipt) -> None:
-        self.found.num_shards += 1
-        self.found.num_images += len(receipt.keys)
-        self.found.num_masks += sum(receipt.num_masks)
-        self.found.stored_bytes += receipt.stored_bytes
-        self.found.quarantined |= receipt.quarantined
-        if self.header.images == "reference":
-            root = resolved_root(self.header, None, where=str(self.root))
-            assert root is not None
-            self.found.pictures += picture_problems(root, receipt)
+def _sound_shards(place: Place, found: Verification | None) -> Mapping[str, Set[int]]:
+    """Shards found whole, of the store and of each mask set, by URL."""
+    if found is None:
+        return {}
+    sets = {place.below(set_name(name)).url: of.sound for name, of in found.mask_sets.items()}
+    return {place.url: found.sound, **sets}
 
 
-def _misfits(parent: Path, receipt: Receipt) -> list[str]:
-    """Why the shard of a mask set is not that of the store, if the store has it."""
-    try:
-        theirs = read_receipt(parent, receipt.shard)
-    except (StoreError, OSError):
-        return []  # said of the store itself
-    if {*receipt.keys, *receipt.quarantined} != {*theirs.keys, *theirs.quarantined}:
-        return [f"shard {receipt.shard} has other images than that of the store"]
-    sizes = dict(zip(theirs.keys, theirs.sizes, strict=True))
-    return [
-        f"{key} has masks of another picture than the store's"
-        for key, size in zip(receipt.keys, receipt.sizes, strict=True)
-        if key in sizes and (size != sizes[key] or of_files(receipt, key) != of_files(theirs, key))
-    ]
+def _wait_until_still(check: Check) -> None:
+    """Wait for workers without a job; whoever holds the lock then is the only one that writes.
+
+    Raises:
+        BusyError: they don't end; or a job has changed the store before the lock was taken.
+    """
+    if check.place.local is not None:
+        wait_for_holders(check.place.local / check.header_file)
+    if read_metadata(check.place).header != check.header:
+        raise BusyError(f"a job has just written to {check.place.url}; run the same command again")
 
 
-def _digest_problems(folder: Path, receipt: Receipt) -> list[str]:
-    if not folder.is_dir():
-        return [f"{folder} is missing"]
-    digests, _ = digests_of(folder)
-    return [
-        f"{folder / name} " + ("is missing" if name not in digests else "is not in the receipt")
-        if (name in digests) != (name in receipt.digests)
-        else f"{folder / name} has another content than was written"
-        for name in sorted(digests.keys() | receipt.digests.keys())
-        if digests.get(name) != receipt.digests.get(name)
-    ]
+def _mask_sets(store: Check) -> list[Check]:
+    """The checks of a store's mask sets; of one that has no header left is only told."""
+    checks: list[Check] = []
+    for name in store.place.names(FOLDER):
+        place = store.place.below(set_name(name))
+        if is_draft(name):
+            store.found.leftovers.append(set_name(name))
+        elif not is_name(name) or not _is_folder(place):
+            store.found.strangers.append(set_name(name))
+        elif any(one != LOCK and not is_draft(one) for one in place.names()):
+            try:
+                checks.append(_mask_set(place, store))
+                store.found.mask_sets[name] = checks[-1].found
+            except UnreachableError:
+                raise
+            except StoreError as error:
+                store.found.mask_sets[name] = Verification(metadata=[str(error)])
+    return checks
 
 
-def _decode_problems(root: Path, header: Header, receipt: Receipt, row: int) -> list[str]:
-    try:
-        place = open_place(root).below(shard_name(receipt.shard))
-        shard = Shard(place, receipt, Resources(BoundedCache(CACHE_BYTES)))
-        height, width = map(int, shard.sizes[row])
-        masks, table = shard.masks(row, (0, 0, height, width), None), shard.table(row)
-        if header.images == "stored":
-            for side in ("clean", "degraded") if header.paired else ("clean",):
-                shard.read_picture(side, row, 0, 0, np.empty((height, width, 3), np.uint8))
-    except (StoreError, ValueError, IndexError, KeyError) as error:
-        return [f"{receipt.keys[row]} can't be decoded: {error}"]
-    same = np.array_equal(masks.areas, table.areas) and np.array_equal(masks.boxes, table.boxes)
-    return [] if same else [f"{receipt.keys[row]}: its atoms are read in two ways"]
+def _mask_set(place: Place, store: Check) -> Check:
+    check = StoreCheck(place, read_metadata(place), store)
+    if check.header.images != "parent":
+        raise StoreError(f"{place.url} is no mask set of {store.place.url}; remove it")
+    return check
 
 
-def _check_strangers(root: Path, num_shards: int, found: Verification) -> None:
-    """Receipts beyond the plan are broken; shards without a receipt and drafts are leftovers."""
-    receipts = receipt_files(root)
-    for shard, file in receipts.items():
-        if shard >= num_shards:
-            found.broken[shard] = [f"{file} is no shard of the plan"]
-    counted = {shard_folder(root, shard) for shard in receipts}
-    shards = {path for path in (root / "shards").glob("[0-9]*") if path.is_dir()}
-    found.leftovers += sorted(shards - counted)
-    for folder in (root, root / "shards", root / "receipts"):
-        found.leftovers += sorted(folder.glob(f".*{STAGED_SUFFIX}"))
-
-
-def _repair(root: Path, found: Verification) -> None:
-    for shard in found.broken:
-        receipt_file(root, shard).unlink(missing_ok=True)
-        shutil.rmtree(shard_folder(root, shard), ignore_errors=True)
-    for leftover in found.leftovers:
-        shutil.rmtree(leftover, ignore_errors=True)
-    for folder in (root, root / "shards", root / "receipts"):
-        remove_drafts(folder)
+def _is_folder(place: Place) -> bool:
+    return place.local is None or place.local.is_dir()

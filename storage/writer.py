@@ -1,6 +1,7 @@
 """Write one shard of a store: staged under a temporary name, visible only when whole.
 
-A shard has exactly one writer. Its large arrays are single zarr v3 objects of tiles (sharding
+A shard has exactly one writer. For an object store it is written in a folder of this machine and
+then sent, the receipt last. Its large arrays are single zarr v3 objects of tiles (sharding
 codec): images uncompressed, so that a reader may map them; atoms under the crossings code, of
 which each tile can be read alone. Images smaller than the largest of the shard are padded; tiles of
 padding alone are not written. Threads write the arrays side by side; pixels are held but once.
@@ -11,7 +12,8 @@ Letters: n images, M masks of all n, A atoms of one image, K masks of one image.
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,17 +28,20 @@ from samprior.storage.manifest import (
     Receipt,
     receipt_file,
     shard_folder,
+    shard_name,
     write_receipt,
 )
 from samprior.storage.masks import Atoms, MaskSet
+from samprior.storage.places import Place, joined, open_place
+from samprior.storage.uploads import upload_shard
 from samprior.storage.zarr_files import (
     GroupWriter,
-    Place,
     bytes_codec,
     checksum,
     chunk_grid,
     morton_order,
 )
+from samprior.storage.zarr_files import Place as Tile
 
 TILE_PX = 128
 """Side of a picture's tile; an aligned 256x256 crop touches four."""
@@ -67,7 +72,7 @@ class Record:
 
 
 def write_shard(
-    root: Path,
+    root: Path | Place,
     shard: int,
     records: Sequence[Record],
     *,
@@ -85,26 +90,52 @@ def write_shard(
 
     Raises:
         StoreError: records whose sizes or mask columns don't fit together.
+        UnreachableError: an object store didn't answer, or refused.
     """
     _check(records)
-    # An older version of this shard must not count while it is being replaced.
-    receipt_file(root, shard).unlink(missing_ok=True)
-    with staged_folder(shard_folder(root, shard)) as draft:
-        group = GroupWriter(draft)
-        if records:
-            _write_arrays(group, records, paired=paired, with_images=images == "stored")
     receipt = Receipt(
         shard=shard,
         keys=tuple(record.key for record in records),
         sizes=tuple(record.masks.shape for record in records),
         num_masks=tuple(len(record.masks) for record in records),
-        stored_bytes=group.stored_bytes,
-        digests=group.digests,
+        stored_bytes=0,
+        digests={},
         inputs=dict(inputs or {}),
         quarantined=dict(quarantined or {}),
         notes=tuple(notes),
         pictures=dict(pictures or {}),
     )
+    write = partial(
+        _write_here,
+        receipt=receipt,
+        records=records,
+        paired=paired,
+        with_images=images == "stored",
+    )
+    place = open_place(root)
+    if place.local is not None:
+        return write(place.local)
+    return upload_shard(place, shard, write, held=_held)
+
+
+def _held(place: Place, shard: int) -> list[str]:
+    """Files of a shard that are there."""
+    folder = shard_name(shard)
+    return [joined(folder, name) for name in place.below(folder).sizes()]
+
+
+def _write_here(
+    root: Path, *, receipt: Receipt, records: Sequence[Record], paired: bool, with_images: bool
+) -> Receipt:
+    """Write a shard into a folder of this machine; `receipt` still lacks its files."""
+    shard = receipt.shard
+    # An older version of this shard must not count while it is being replaced.
+    receipt_file(root, shard).unlink(missing_ok=True)
+    with staged_folder(shard_folder(root, shard)) as draft:
+        group = GroupWriter(draft)
+        if records:
+            _write_arrays(group, records, paired=paired, with_images=with_images)
+    receipt = replace(receipt, stored_bytes=group.stored_bytes, digests=group.digests)
     write_receipt(root, receipt)
     return receipt
 
@@ -183,8 +214,8 @@ def _write_pictures(group: GroupWriter, name: str, images: Sequence[npt.NDArray[
 
 
 def _tiles(
-    images: Sequence[npt.NDArray[np.uint8]], places: Sequence[Place]
-) -> Iterator[tuple[Place, memoryview]]:
+    images: Sequence[npt.NDArray[np.uint8]], places: Sequence[Tile]
+) -> Iterator[tuple[Tile, memoryview]]:
     """Tiles that are not 0 everywhere, padded with 0; a tile is gone when the next one comes."""
     tile = np.empty((TILE_PX, TILE_PX, 3), np.uint8)
     content = tile.reshape(-1)

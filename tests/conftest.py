@@ -1,12 +1,15 @@
 """Fixtures for all tests: real data where it is there, small stores, and `--run-slow`."""
 
 import importlib
+import importlib.util
 import os
 import sys
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
+from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
@@ -81,6 +84,19 @@ def benchmarks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict
         del sys.modules[name]
 
 
+@pytest.fixture(scope="session")
+def chaos() -> Iterator[ModuleType]:
+    """tests/chaos.py as a module."""
+    spec = importlib.util.spec_from_file_location("chaos", Path(__file__).with_name("chaos.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["chaos"] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["chaos"]
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
@@ -130,6 +146,30 @@ class MakeStore(Protocol):
         made_of: dict[str, Any] = ...,
         seed: int = ...,
     ) -> MaskStore: ...
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """Address of moto on loopback, a server that speaks S3; it has the bucket `bucket`."""
+    pytest.importorskip("obstore")
+    moto_server = pytest.importorskip("moto.server")
+    server = moto_server.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    urlopen(Request(f"http://{host}:{port}/bucket", method="PUT")).close()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket_url(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A new folder in that bucket; the environment names the server, as users name theirs."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "anyone")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "anything")
+    return f"s3://bucket/{uuid.uuid4().hex[:8]}"
 
 
 @pytest.fixture

@@ -284,6 +284,40 @@ def tiny_subject(benchmarks: dict[str, ModuleType]) -> Any:  # noqa: ANN401
     )
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_workers_and_the_driver_of_a_job_are_measured(
+    benchmarks: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # the script would leave it behind
+    printed = run(benchmarks["job_scale"], "--quick").output
+    results = benchmarks["measure"].RESULTS
+    workers, driver = (
+        json.loads((results / f"job_{name}.json").read_text()) for name in ("workers", "driver")
+    )
+    assert [row["workers"] for row in workers["rows"]] == [1, 2]
+    assert [row["images"] for row in workers["rows"]] == [4, 8]
+    # Sleep is the least that the images take, whatever the machine does.
+    assert all(0 < row["share of waiting"] <= 1 for row in workers["rows"])
+    phases = [*benchmarks["job_scale"].PHASES, "receipts on disk"]
+    assert [row["phase"] for row in driver["rows"]] == phases * 3
+    assert {(row["phase"], row["of"]) for row in driver["laws"]} == {
+        *((phase, "bytes") for phase in phases),
+        *((phase, "CPU s") for phase in phases[:-1]),
+    }
+    assert {row["images"] for row in driver["by_laws"]} == {10**4, 10**6, 10**8}
+    assert "| receipts on disk |" in printed
+
+
+def test_laws_are_found_and_have_no_part_below_0(benchmarks: dict[str, ModuleType]) -> None:
+    sizes = ((10, 1), (100, 10), (100, 50), (1000, 100))
+    rows = [{"images": n, "shards": s, "bytes": 7.0 + 3 * n + 2 * s} for n, s in sizes]
+    found = benchmarks["laws"].law(rows, "bytes")
+    wanted = {"fixed": 7, "per image": 3, "per shard": 2, "worst error": 0}
+    assert found == pytest.approx(wanted, abs=1e-6)
+    falling = [{"images": n, "shards": s, "bytes": 5000.0 - n} for n, s in sizes]
+    assert benchmarks["laws"].law(falling, "bytes")["per image"] == 0
+
+
 def test_the_ratio_is_the_second_over_the_first(
     benchmarks: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,8 +17,10 @@ from PIL import Image
 from ray import cloudpickle
 
 from samprior.pipeline.datasets import Pair
+from samprior.pipeline.estimate import estimate
+from samprior.pipeline.events import Event, ShardWritten
 from samprior.pipeline.forms import WEBDATASET
-from samprior.pipeline.job import JobResult, MaskMaker, MasksOf, estimate, run_job
+from samprior.pipeline.job import JobResult, MaskMaker, MasksOf, run_job
 from samprior.pipeline.makers import Segmented
 from samprior.pipeline.plan import ShardPlan, input_bytes, pending, plan_header, plan_shards
 from samprior.pipeline.ray_session import ray_session
@@ -26,6 +28,7 @@ from samprior.pipeline.sam import random_sam
 from samprior.pipeline.segmenters import segmenter_settings
 from samprior.storage import MaskSet, MaskStore
 from samprior.storage.errors import BusyError, CheckpointError, StoreError, UsageError
+from samprior.storage.files import STAGED_SUFFIX
 from samprior.storage.images import Rgb, read_rgb, write_png
 from samprior.storage.manifest import digests_of, read_receipts
 from samprior.storage.verify import verify_store
@@ -163,9 +166,9 @@ def test_a_finished_store_holds_the_pictures_and_their_masks(
 
 def test_the_second_run_does_nothing(tmp_path: Path, pairs: list[Pair]) -> None:
     run(tmp_path / "out", pairs)
-    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*")}
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("[!.]*")}
     assert run(tmp_path / "out", pairs, Halves(die_at="0")).shards_written == 0
-    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*")} == before
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("[!.]*")} == before
 
 
 def test_a_stopped_job_goes_on_and_ends_with_the_same_bytes(
@@ -179,6 +182,23 @@ def test_a_stopped_job_goes_on_and_ends_with_the_same_bytes(
     assert MaskStore.open(tmp_path / "broken").missing_shards == [2]
     assert run(tmp_path / "broken", pairs).shards_written == 1
     assert digests_of(tmp_path / "broken") == digests_of(tmp_path / "unbroken")
+
+
+def test_drafts_of_workers_that_were_lost_meanwhile_are_removed(
+    tmp_path: Path, pairs: list[Pair]
+) -> None:
+    run(tmp_path / "wanted", pairs)
+    out = tmp_path / "out"
+
+    def lose_a_worker(event: Event) -> None:
+        if isinstance(event, ShardWritten):
+            (out / "shards" / f".{event.shard + 1:06d}.0123abcd{STAGED_SUFFIX}").mkdir()
+            (out / "receipts" / f".{event.shard:06d}.json.0123abcd{STAGED_SUFFIX}").touch()
+
+    run(out, pairs, listen=lose_a_worker)
+    assert {file.relative_to(out) for file in out.rglob("*")} == {
+        file.relative_to(tmp_path / "wanted") for file in (tmp_path / "wanted").rglob("*")
+    }
 
 
 def test_source_chooses_the_segmented_picture(tmp_path: Path, pairs: list[Pair]) -> None:
@@ -282,9 +302,9 @@ def test_a_full_disk_leaves_whole_shards_only(
 
 def test_pending_asks_for_what_has_no_receipt(tmp_path: Path, pairs: list[Pair]) -> None:
     plan = plan_shards(pairs, images_per_shard=3)
-    assert pending(plan, {}, input_bytes) == plan
+    assert pending(plan, [], input_bytes) == plan
     run(tmp_path / "out", pairs)
-    receipts = read_receipts(tmp_path / "out")
+    receipts = list(read_receipts(tmp_path / "out").values())
     assert pending(plan, receipts, input_bytes) == []
     assert pending(plan, receipts, lambda pair: (*input_bytes(pair), "masks")) == plan
     del receipts[1]

@@ -17,8 +17,8 @@ from samprior.pipeline.precompute import precompute
 from samprior.pipeline.worker import MasksOf
 from samprior.storage import MaskSet, MaskStore
 from samprior.storage.errors import BusyError, CheckpointError, StoreError, UsageError
-from samprior.storage.files import only_writer
 from samprior.storage.images import Rgb, read_rgb, write_png
+from samprior.storage.locks import only_writer
 from samprior.storage.manifest import digests_of, read_receipt, write_header, write_receipt
 from samprior.storage.mask_sets import check_name
 from samprior.storage.migrate import migrate_store

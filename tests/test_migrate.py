@@ -22,7 +22,7 @@ from samprior.pipeline.precompute import precompute
 from samprior.pipeline.superpixel import SuperpixelSettings
 from samprior.storage import MaskStore, Record, migrate
 from samprior.storage.errors import StoreError, UsageError
-from samprior.storage.header import FORMAT_VERSION, READABLE_VERSIONS
+from samprior.storage.header import FORMAT_VERSION, HEADER_COPY, READABLE_VERSIONS
 from samprior.storage.manifest import digests_of, read_header, read_receipts
 from samprior.storage.migrate import migrate_store
 from samprior.storage.verify import verify_store
@@ -99,7 +99,9 @@ def test_what_is_written_today_is_the_golden_store_byte_for_byte(tmp_path: Path)
     golden = unpacked(tmp_path, FORMAT_VERSION)
     write_golden(tmp_path / "new")
     ours, theirs = (digests_of(root)[0] for root in (tmp_path / "new", golden))
-    assert ours.keys() == theirs.keys()
+    # A later samprior of this format keeps the header twice.
+    assert ours.keys() - theirs.keys() == {HEADER_COPY}
+    del ours[HEADER_COPY]
     pixels = [name for name in ours if name.split("/")[-3:-1] == ["0", "0"]]
     assert len(pixels) == 5  # atoms and both pictures; no mask in the second shard
     own = [*pixels, *(name for name in ours if name.endswith("zarr.json"))]

@@ -15,7 +15,8 @@ from pycocotools import mask as coco
 
 from samprior.storage import MaskSet, MaskStore, Record, tars
 from samprior.storage.errors import BusyError, StoreError, UsageError
-from samprior.storage.files import STAGED_SUFFIX, only_writer
+from samprior.storage.files import STAGED_SUFFIX
+from samprior.storage.locks import only_writer
 from samprior.storage.manifest import Header, digests_of, write_header
 from samprior.storage.samples import sample_of
 from samprior.storage.shards import export_webdataset, exported_tars, read_webdataset

@@ -17,6 +17,7 @@ from samprior.pipeline.source_folder import folder_maker
 from samprior.storage import MaskSet, MaskStore
 from samprior.storage.errors import LayoutError, UsageError
 from samprior.storage.files import sha256_of
+from samprior.storage.header import JOB
 from samprior.storage.images import Rgb, read_rgb, write_png
 from samprior.storage.manifest import digests_of
 from samprior.storage.verify import verify_store
@@ -114,6 +115,7 @@ def test_restored_pictures_are_segmented_as_restore_writes_them(
         out = tmp_path / f"store{number}"
         code, _, err = samprior(*arguments(data, out, "--source", folder))
         assert code == 0, err
+        (out / JOB).unlink()  # it names the folder
     assert digests_of(tmp_path / "store0") == digests_of(tmp_path / "store1")
 
 

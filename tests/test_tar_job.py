@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from samprior.pipeline.datasets import Pair
+from samprior.pipeline.estimate import estimate
 from samprior.pipeline.forms import WEBDATASET, ZARR, Form
-from samprior.pipeline.job import JobResult, MasksOf, estimate, run_job
+from samprior.pipeline.job import JobResult, MasksOf, run_job
 from samprior.pipeline.plan import plan_header, plan_shards
 from samprior.storage import MaskSet, MaskStore
 from samprior.storage.errors import BusyError, StoreError, UsageError
-from samprior.storage.files import only_writer
 from samprior.storage.images import Rgb, write_png
+from samprior.storage.locks import only_writer
 from samprior.storage.manifest import digests_of, read_receipts
 from samprior.storage.shards import export_webdataset, read_webdataset
 
@@ -126,9 +127,9 @@ def test_a_stopped_job_has_no_index_and_goes_on_to_the_same_bytes(
 def test_the_second_run_does_nothing(tmp_path: Path, pairs: list[Pair]) -> None:
     out = tmp_path / "out"
     run(out, pairs)
-    before = {file: file.stat().st_mtime_ns for file in out.rglob("*")}
+    before = {file: file.stat().st_mtime_ns for file in out.rglob("[!.]*")}
     assert run(out, pairs, Halves(stop_at="seq/0")).shards_written == 0
-    assert {file: file.stat().st_mtime_ns for file in out.rglob("*")} == before
+    assert {file: file.stat().st_mtime_ns for file in out.rglob("[!.]*")} == before
 
 
 def test_a_lost_tar_and_a_lost_index_are_made_again(tmp_path: Path, pairs: list[Pair]) -> None:

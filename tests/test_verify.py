@@ -1,8 +1,12 @@
 """`verify_store` finds any damage and names it; repair removes what is broken and nothing else."""
 
+import errno
+import fcntl
+import os
 import shutil
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +14,25 @@ import numpy as np
 import pytest
 
 from samprior.storage import MaskStore
-from samprior.storage.errors import StoreError
+from samprior.storage.errors import BusyError, StoreError, UnreachableError
 from samprior.storage.files import STAGED_SUFFIX
+from samprior.storage.growth import listing_sha256
+from samprior.storage.header import HEADER_COPY, JOB, digest, readable_json
+from samprior.storage.holding import wait_for_holders
+from samprior.storage.locks import LOCK
 from samprior.storage.manifest import (
     Header,
     digests_of,
+    read_header,
+    read_receipts,
     receipt_file,
     shard_folder,
     write_header,
     write_receipt,
 )
+from samprior.storage.places import LocalFolder
 from samprior.storage.verify import verify_store
+from samprior.storage.verify_checks import StoreCheck
 from samprior.storage.writer import write_shard
 
 Make = Callable[..., Any]
@@ -194,7 +206,7 @@ def test_leftovers_do_no_harm_and_are_removed(root: Path) -> None:
     leftovers = {*drafts, folder, beyond, shard_folder(root, 2)}
 
     found = verify_store(root)
-    assert set(found.leftovers) == leftovers
+    assert {root / name for name in found.leftovers} == leftovers
     assert not found.broken
     assert all(path.exists() for path in leftovers)
     assert len(list(MaskStore.open(root))) == 4
@@ -203,6 +215,96 @@ def test_leftovers_do_no_harm_and_are_removed(root: Path) -> None:
     assert not any(path.exists() for path in leftovers)
     assert len(list(MaskStore.open(root))) == 4
     assert not verify_store(root).leftovers
+
+
+def finish_meanwhile(root: Path, away: Path, shard: int) -> Callable[[int, int], None]:
+    """Move a shard away, for a writer that finishes it as soon as another one is checked."""
+    away.mkdir()
+    receipt, data = receipt_file(root, shard), shard_folder(root, shard)
+    receipt.rename(away / "receipt")
+    data.rename(away / "data")
+
+    def finish(*_: int) -> None:
+        if not receipt.exists():
+            shutil.copytree(away / "data", data)
+            shutil.copy(away / "receipt", receipt)
+
+    return finish
+
+
+def test_a_shard_that_is_finished_meanwhile_is_no_leftover(root: Path, tmp_path: Path) -> None:
+    finish = finish_meanwhile(root, tmp_path / "away", 1)
+    found = verify_store(root, repair=True, progress=finish)
+    assert (found.unchecked, found.leftovers, found.strangers) == ([1], [], [])
+    assert not found.ok
+    assert not found.mendable
+    assert "was not checked; run `samprior verify` again" in "".join(found.lines())
+    assert verify_store(root).ok
+
+
+def test_nor_is_one_that_is_finished_just_before_it_would_be_removed(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish = finish_meanwhile(root, tmp_path / "away", 1)
+    shutil.copytree(tmp_path / "away" / "data", shard_folder(root, 1))  # not its receipt
+    is_told = StoreCheck.repair
+
+    def repair(check: StoreCheck) -> None:
+        assert check.found.leftovers == ["shards/000001"]
+        shutil.rmtree(shard_folder(root, 1))
+        finish()
+        is_told(check)
+
+    monkeypatch.setattr(StoreCheck, "repair", repair)
+    found = verify_store(root, repair=True)
+    assert (found.unchecked, found.leftovers) == ([1], [])
+    assert not found.ok
+    assert verify_store(root).ok
+
+
+def test_repair_waits_for_workers_without_a_job(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    descriptor = os.open(root / "zarr.json", os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    impatient = partial(wait_for_holders, patience_s=0.2)
+    monkeypatch.setattr("samprior.storage.verify.wait_for_holders", impatient)
+    receipt_file(root, 1).unlink()
+    before = digests_of(shard_folder(root, 1))
+    with pytest.raises(BusyError, match="workers of a job that was killed still write"):
+        verify_store(root, repair=True)
+    assert digests_of(shard_folder(root, 1)) == before
+    assert verify_store(root).leftovers == ["shards/000001"]
+    os.close(descriptor)
+    verify_store(root, repair=True)
+    assert not shard_folder(root, 1).exists()
+
+
+def test_a_store_that_grew_before_it_was_locked_is_left_alone(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def grow(_: Path) -> None:
+        header = read_header(root)
+        write_header(root, replace(header, num_images=8, num_shards=4))
+
+    monkeypatch.setattr("samprior.storage.verify.wait_for_holders", grow)
+    with pytest.raises(BusyError, match="a job has just written"):
+        verify_store(root, repair=True)
+    assert read_header(root).num_shards == 4
+
+
+def test_a_second_look_reads_what_was_not_whole(root: Path, rng: np.random.Generator) -> None:
+    whole = shard_folder(root, 1)
+    shutil.copytree(whole, root.parent / "spare")
+    flip_bit(whole / "clean" / "c" / "0" / "0" / "0" / "0", rng)
+    first = verify_store(root)
+    assert (list(first.broken), first.sound) == ([1], {0, 2})
+    assert list(verify_store(root, after=first).broken) == [1]
+    shutil.rmtree(whole)
+    (root.parent / "spare").rename(whole)
+    flip_bit(shard_folder(root, 0) / "clean" / "c" / "0" / "0" / "0" / "0", rng)
+    assert verify_store(root, after=first).ok  # shard 0 was whole
+    assert list(verify_store(root).broken) == [0]
 
 
 def test_a_receipt_beyond_the_plan(root: Path, make_record: Make) -> None:
@@ -220,10 +322,155 @@ def test_no_store_is_an_error(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_damaged_header_is_an_error_and_nothing_is_removed(root: Path) -> None:
-    file = root / "zarr.json"
-    file.write_bytes(file.read_bytes().replace(b'"num_shards": 3', b'"num_shards": 1'))
+def shrink(file: Path) -> None:
+    """Make a header say another number of shards."""
+    content = file.read_bytes()
+    assert b'"num_shards": 3' in content
+    file.write_bytes(content.replace(b'"num_shards": 3', b'"num_shards": 1'))
+
+
+def test_a_damaged_header_is_found_and_made_of_its_copy(root: Path) -> None:
+    before = digests_of(root)
+    for name in ("zarr.json", HEADER_COPY):
+        shrink(root / name)
+        found = verify_store(root)
+        assert not found.ok
+        assert found.metadata == [f"{root / name} has another content than was written"]
+        assert (found.num_shards, found.broken) == (3, {})
+        assert verify_store(root, repair=True).mendable
+        (root / LOCK).unlink()
+        assert digests_of(root) == before
+
+
+def test_without_a_header_nothing_is_removed(root: Path) -> None:
+    shrink(root / "zarr.json")
+    (root / HEADER_COPY).write_bytes(b"{")
     before = digests_of(root)
     with pytest.raises(StoreError, match="altered"):
         verify_store(root, repair=True)
     assert digests_of(root) == before
+
+
+def test_a_store_without_the_copy_is_whole_too(root: Path) -> None:
+    """It was made before there was one."""
+    (root / HEADER_COPY).unlink()
+    assert verify_store(root, repair=True).ok
+    (root / "shards" / "zarr.json").unlink()
+    assert verify_store(root, repair=True).mendable
+    assert verify_store(root).ok
+
+
+def test_json_that_means_the_same_is_found(root: Path) -> None:
+    """A flipped bit in an escape of a text, or white space: reading forgives them."""
+    for name in ("zarr.json", "shards/zarr.json", HEADER_COPY, "receipts/000001.json"):
+        content = (root / name).read_bytes()
+        (root / name).write_bytes(content + b" ")
+        found = verify_store(root)
+        (line,) = found.lines()
+        assert line.endswith(f"{root / name} has another content than was written")
+        (root / name).write_bytes(content)
+
+
+def test_strangers_are_told_and_left_alone(root: Path) -> None:
+    strangers = ["notes.txt", "masks/Not A Name", "receipts/1.json", "shards/old/x"]
+    for name in strangers:
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_bytes(b"x")
+    found = verify_store(root, repair=True)
+    assert found.ok
+    assert sorted(found.strangers) == [
+        "masks/Not A Name",
+        "notes.txt",
+        "receipts/1.json",
+        "shards/old",
+    ]
+    assert not found.leftovers
+    assert all((root / name).exists() for name in strangers)
+    assert "not of samprior, left alone: notes.txt" in list(verify_store(root).lines())
+
+
+def test_images_other_than_the_header_was_written_for(tmp_path: Path, make_record: Make) -> None:
+    """Every receipt is right in itself, but one is of another store."""
+    root = tmp_path / "store"
+    keys = ["a", "b"]
+    made_of = {"dataset": {"listing_sha256": listing_sha256(keys)}}
+    write_header(root, replace(plan(2), made_of=made_of))
+    for shard, key in enumerate(keys):
+        write_shard(root, shard, [make_record(key)], paired=True)
+    assert verify_store(root).ok
+    write_shard(root, 1, [], paired=True, quarantined={"b": "empty"})
+    assert verify_store(root).ok
+    write_shard(root, 1, [make_record("c")], paired=True)
+    found = verify_store(root)
+    assert found.metadata == [
+        f"{root} has other images than its header was written for; run the same `samprior "
+        "precompute` again"
+    ]
+    assert not found.mendable
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """A place that isn't of this machine, as far as anybody can see."""
+
+    folder: LocalFolder
+    broken: str | None = None
+    """A file of which the server says nothing."""
+    local: None = None
+
+    @property
+    def url(self) -> str:
+        return f"s3://bucket/{self.folder.path.name}"
+
+    def below(self, folder: str) -> "Elsewhere":
+        return Elsewhere(self.folder.below(folder), self.broken)
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+        return getattr(self.folder, name)
+
+    def read_ranges(self, name: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        if self.broken and self.folder.url.endswith(self.broken):
+            raise UnreachableError(f"{self.url}/{name} can't be read: no answer")
+        return self.folder.read_ranges(name, ranges)
+
+
+def test_stores_elsewhere_are_checked_too(root: Path, rng: np.random.Generator) -> None:
+    assert verify_store(Elsewhere(LocalFolder(root))).ok
+    flip_bit(shard_folder(root, 1) / "clean" / "c" / "0" / "0" / "0" / "0", rng)
+    found = verify_store(Elsewhere(LocalFolder(root)))
+    assert list(found.broken) == [1]
+    assert found.broken[1][0].startswith("s3://bucket/000001/clean/c/0/0/0/0 has another content")
+
+
+def test_an_answer_that_does_not_come_says_nothing_of_the_data(root: Path) -> None:
+    with pytest.raises(UnreachableError, match="no answer"):
+        verify_store(Elsewhere(LocalFolder(root), broken="000002"))
+
+
+def test_what_the_machine_lacks_is_no_damage(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(number: int) -> None:
+        def read(*_: object) -> list[bytes]:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(LocalFolder, "read_ranges", read)
+
+    fail(errno.EMFILE)
+    with pytest.raises(OSError, match="Too many open files"):
+        verify_store(root, repair=True)
+    assert len(read_receipts(root)) == 3
+    fail(errno.EIO)  # a sector that can't be read any more is damage
+    assert list(verify_store(root).broken) == [0, 1, 2]
+
+
+def test_the_record_of_the_command_is_checked(root: Path) -> None:
+    """Only the same command can write it again."""
+    record = {"command": "precompute", "root": "/data", "settings": ["a=1e-05"]}
+    content = readable_json({**record, "sha256": digest(record)})
+    (root / JOB).write_bytes(content)
+    assert verify_store(root).ok
+    for damaged in (content.replace(b"/data", b"/dat`"), content.replace(b": ", b":  ", 1), b"{"):
+        (root / JOB).write_bytes(damaged)
+        found = verify_store(root, repair=True)
+        assert not found.ok
+        assert not found.mendable
+        assert f"{root / JOB} has another content" in found.metadata[0]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from samprior.storage.errors import CheckpointError, UsageError
 from samprior.storage.files import write_bytes
+from samprior.storage.weights import check_weights_file
 from samprior.training.networks import build_network, is_factory
 
 Tensors = dict[str, Tensor]
@@ -156,6 +157,7 @@ def read_official(file: Path) -> Tensors:
     Raises:
         CheckpointError: the file is missing, damaged, or holds more than tensors.
     """
+    check_weights_file(file)
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:

@@ -12,7 +12,8 @@ from torch import nn
 
 from samprior.storage import MaskStore
 from samprior.storage.errors import CheckpointError, ConfigError
-from samprior.storage.files import only_writer, remove_drafts, write_bytes
+from samprior.storage.files import remove_drafts, write_bytes
+from samprior.storage.locks import only_writer
 from samprior.training.best import best_file
 from samprior.training.building import (
     Teacher,

@@ -15,6 +15,7 @@ from torchvision.models import VGG16_Weights, VGG19_Weights
 
 from samprior.storage.choices import check_choice
 from samprior.storage.errors import CheckpointError, UsageError
+from samprior.storage.weights import check_weights_file
 
 _CONVOLUTIONS = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
 _CHANNELS = (64, 128, 256, 512, 512)
@@ -186,6 +187,7 @@ def _vgg_state(name: str, weights: Path | None) -> tuple[Path, Mapping[str, Tens
     source = weights or cached
     try:
         if weights is not None:
+            check_weights_file(weights)
             state = torch.load(weights, map_location="cpu", weights_only=True)
         else:
             state = published.get_state_dict(
