@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     "--out",
     required=True,
     type=PathOrUrlOption,
-    help="The store's folder, or its s3:// or gs:// URL.",
+    help="The store's folder, or its s3://, gs:// or az:// URL.",
 )
 @click.option(
     "--format",

@@ -49,7 +49,9 @@ def command(
         if _is_whole_again(store, found, seed):
             click.echo(f"{store}: whole again")
             return
-    if found.pictures:
+    if found.writer is not None:
+        todo = "a job writes to it, so run it again when that has ended"
+    elif found.pictures:
         todo = "put back the pictures that it refers to"
     elif repair:
         todo = "what was broken is removed; run the same `samprior precompute` again"

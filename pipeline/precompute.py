@@ -38,7 +38,7 @@ def precompute(
 
     Args:
         dataset: from `find_dataset`.
-        out: the store's folder, made if missing; or its URL, s3:// or gs://.
+        out: the store's folder, made if missing; or its s3://, gs:// or az:// URL.
         maker: from `segmenter_maker`, or an importer.
         form: "zarr", the store; or "webdataset", the tars that an export of it would write.
         source: the picture of each pair that is segmented; "folder" goes with a maker of

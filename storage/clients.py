@@ -83,7 +83,8 @@ class Bucket:
                 options["endpoint"] = self.endpoint
                 if self.endpoint.startswith("http://"):
                     options["client_options"] = {"allow_http": True}
-            make = {"s3": obstore.store.S3Store, "gs": obstore.store.GCSStore}[self.scheme]
+            makers = {"s3": "S3Store", "gs": "GCSStore", "az": "AzureStore"}
+            make = getattr(obstore.store, makers[self.scheme])
             self._clients[is_patient] = make(self.name, **options)
         return self._clients[is_patient]
 

@@ -1,4 +1,5 @@
-"""Where a store lies: a folder of this machine, or one in an object store (s3://, gs://).
+"""Where a store lies: a folder of this machine, or one in an object store (s3://, gs://,
+az://).
 
 Readers and writers of the store ask a `Place` for its files by name and need not know which of the
 two it is. What is written is there whole or not at all.
@@ -19,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 from samprior.storage.errors import StoreError, UsageError
 from samprior.storage.files import staged_file, write_bytes
 
-SCHEMES = ("s3", "gs")
+SCHEMES = ("s3", "gs", "az")
 """Object stores that are known; buckets of other servers that speak S3 are s3:// too."""
 
 COPY_BYTES = 2**20
@@ -105,7 +106,12 @@ def open_place(where: str | Path | Place) -> Place:
     if parts.scheme == "file" and parts.netloc in ("", "localhost"):
         return LocalFolder(Path(unquote(parts.path)))
     if parts.scheme not in SCHEMES:
-        raise UsageError(f"{where}: a store is a folder, or a URL of s3://, gs:// or file://")
+        # The URL itself isn't repeated: it may hold a password.
+        raise UsageError(
+            "a store is a folder of this machine, or a URL of s3://, gs://, az:// or file://, not "
+            f"{parts.scheme}://{parts.hostname or ''}; mount what lies elsewhere as a folder, or "
+            "copy the store"
+        )
     return _open_bucket(where)
 
 
@@ -121,9 +127,9 @@ def _open_bucket(url: str) -> Place:
     scheme, _, rest = url.partition("://")
     bucket, _, folder = rest.partition("/")
     if not _BUCKET.fullmatch(bucket):
-        # The URL itself isn't repeated: it may hold a password.
+        noun = "container" if scheme == "az" else "bucket"  # without the URL, as above
         raise UsageError(
-            f"{scheme}:// needs a bucket and a folder, as in {scheme}://bucket/folder; "
+            f"{scheme}:// needs a {noun} and a folder, as in {scheme}://{noun}/folder; "
             "credentials come from the environment"
         )
     return RemoteFolder(Bucket(scheme, bucket), checked_name(folder.strip("/"), where=url))

@@ -138,7 +138,7 @@ def _status(place: Place, header: Header) -> Status:
             num_images.append(images)
             times_s.append(changed_s)
     status.images_per_s = pace(times_s, num_images)
-    status.writer = _writer(place)
+    status.writer = writer_of(place)
     return status
 
 
@@ -185,7 +185,7 @@ def _add(status: Status, receipt: Mapping[str, Any]) -> int:
     return num_images
 
 
-def _writer(place: Place) -> Writer | None:
+def writer_of(place: Place) -> Writer | None:
     """Who holds the lock, or held it last and didn't say that it ended."""
     try:
         is_said = bool(place.size(LOCK))

@@ -82,7 +82,7 @@ class MaskStore:
         pictures_root: str | Path | None = None,
         cache_bytes: int = CACHE_BYTES,
     ) -> Self:
-        """Open a store by its folder or URL (s3://, gs://).
+        """Open a store by its folder or URL (s3://, gs://, az://).
 
         Args:
             url: where the store is.

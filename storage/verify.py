@@ -17,6 +17,7 @@ from samprior.storage.holding import wait_for_holders
 from samprior.storage.locks import LOCK, only_writer_of
 from samprior.storage.mask_sets import FOLDER, is_name, set_name
 from samprior.storage.places import Place, open_place
+from samprior.storage.status import Writer, writer_of
 from samprior.storage.verify_checks import Check, StoreCheck, TarCheck, Verification
 from samprior.storage.verify_metadata import read_metadata
 
@@ -75,10 +76,19 @@ def verify_store(
             if repair:
                 held.enter_context(only_writer_of(check.place))
                 _wait_until_still(check)
+            before = None if repair else _other_writer(check.place)
             check.run(rng, advance, trusted.get(check.place.url, frozenset()))
             if repair:
                 check.repair()
+            else:
+                check.found.writer = before or _other_writer(check.place)
     return store.found
+
+
+def _other_writer(place: Place) -> Writer | None:
+    """Who writes now, or may do so from another machine."""
+    writer = writer_of(place)
+    return None if writer is None or writer.is_alive is False else writer
 
 
 def _sound_shards(place: Place, found: Verification | None) -> Mapping[str, Set[int]]:

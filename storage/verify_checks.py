@@ -15,6 +15,7 @@ from samprior.storage.manifest import Receipt, receipt_name, receipt_shards, sha
 from samprior.storage.mask_sets import FOLDER
 from samprior.storage.places import Place, joined
 from samprior.storage.references import picture_problems, resolved_root
+from samprior.storage.status import Writer
 from samprior.storage.tar_job import HEADER, tar_entry
 from samprior.storage.tars import INDEX, TarEntry, index_json, tar_name
 from samprior.storage.verify_metadata import Listing, Metadata, check_job, has_listing
@@ -47,6 +48,8 @@ class Verification:
     leftovers: list[str] = field(default_factory=list)
     """Names below the store of drafts of killed writers and of shards without a receipt: they
     don't count as data, and a repair removes them."""
+    writer: Writer | None = None
+    """Who writes while the store is checked, or may do so from another machine."""
     strangers: list[str] = field(default_factory=list)
     """Names below the store of what samprior never wrote; a repair leaves it alone."""
     mask_sets: dict[str, "Verification"] = field(default_factory=dict)
@@ -78,7 +81,10 @@ class Verification:
                 "`samprior verify` again"
             )
         yield from self.pictures
-        yield from (f"leftover of a killed writer: {name}" for name in self.leftovers)
+        if self.writer is not None:
+            yield f"{_told(self.writer)}; run `samprior verify` again when it has ended"
+        whose = "a killed writer" if self.writer is None else "that job, or of a killed one"
+        yield from (f"leftover of {whose}: {name}" for name in self.leftovers)
         yield from (f"not of samprior, left alone: {name}" for name in self.strangers)
 
 
@@ -281,6 +287,11 @@ class TarCheck(Check):
         super()._count(receipt)
         if receipt.keys:
             self._entries.append(tar_entry(receipt))
+
+
+def _told(writer: Writer) -> str:
+    runs = "a job writes to it" if writer.is_alive else "a job of another machine may write to it"
+    return runs if writer.host is None else f"{runs} (host {writer.host}, process {writer.pid})"
 
 
 def _last(name: str) -> str:

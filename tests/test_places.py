@@ -233,11 +233,13 @@ def test_names_stay_inside(place: Place, name: str) -> None:
 @pytest.mark.parametrize(
     ("url", "match"),
     [
-        ("ftp://server/store", "s3://, gs:// or file://"),
-        ("file://server/store", "s3://, gs:// or file://"),
+        ("ftp://server/store", "s3://, gs://, az:// or file://"),
+        ("file://server/store", "s3://, gs://, az:// or file://"),
         ("s3://", "needs a bucket"),
         ("s3:///store", "needs a bucket"),
         ("gs://no such bucket/store", "needs a bucket"),
+        ("az://", "needs a container and a folder, as in az://container/folder"),
+        ("abfss://container@account/store", "not abfss://account; mount"),
     ],
 )
 def test_urls_that_name_no_place(url: str, match: str) -> None:
@@ -248,6 +250,9 @@ def test_urls_that_name_no_place(url: str, match: str) -> None:
 def test_a_password_in_a_url_is_not_repeated() -> None:
     with pytest.raises(UsageError, match="environment") as caught:
         open_place("s3://key:secret@bucket/store")
+    assert "secret" not in str(caught.value)
+    with pytest.raises(UsageError, match="az:// or file://") as caught:
+        open_place("hdfs://key:secret@server/store")
     assert "secret" not in str(caught.value)
 
 

@@ -390,7 +390,7 @@ def test_the_command_takes_a_url(
     assert len(read_receipts(open_place(bucket_url))) == 3
     code, _, err = samprior(*arguments, "ftp://server/store")
     assert code == 2
-    assert "s3://, gs:// or file://" in err
+    assert "s3://, gs://, az:// or file://" in err
 
 
 def test_a_repair_makes_again_what_is_broken(

@@ -19,7 +19,7 @@ from samprior.storage.files import STAGED_SUFFIX
 from samprior.storage.growth import listing_sha256
 from samprior.storage.header import HEADER_COPY, JOB, digest, readable_json
 from samprior.storage.holding import wait_for_holders
-from samprior.storage.locks import LOCK
+from samprior.storage.locks import LOCK, only_writer
 from samprior.storage.manifest import (
     Header,
     digests_of,
@@ -305,6 +305,24 @@ def test_a_second_look_reads_what_was_not_whole(root: Path, rng: np.random.Gener
     flip_bit(shard_folder(root, 0) / "clean" / "c" / "0" / "0" / "0" / "0", rng)
     assert verify_store(root, after=first).ok  # shard 0 was whole
     assert list(verify_store(root).broken) == [0]
+
+
+def test_drafts_of_a_job_that_runs_are_not_said_to_be_left(root: Path) -> None:
+    draft = f".000001.0123abcd{STAGED_SUFFIX}"
+    (root / "shards" / draft).mkdir()
+    who = f"host {os.uname().nodename}, process {os.getpid()}"
+    with only_writer(root):
+        found = verify_store(root)
+        assert list(found.lines()) == [
+            f"a job writes to it ({who}); run `samprior verify` again when it has ended",
+            f"leftover of that job, or of a killed one: shards/{draft}",
+        ]
+        said = (root / LOCK).read_bytes()
+    (root / LOCK).write_bytes(said)  # as a job leaves it that is killed
+    assert list(verify_store(root).lines()) == [f"leftover of a killed writer: shards/{draft}"]
+    (root / LOCK).write_bytes(said.replace(os.uname().nodename.encode(), b"elsewhere"))
+    told = list(verify_store(root).lines())
+    assert told[0].startswith("a job of another machine may write to it (host elsewhere, process")
 
 
 def test_a_receipt_beyond_the_plan(root: Path, make_record: Make) -> None:

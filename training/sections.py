@@ -48,7 +48,7 @@ class DataConfig(Section):
     """What the network is trained on."""
 
     train: str
-    """Mask store of the training split: a folder, or a URL of s3:// or gs://."""
+    """Mask store of the training split: a folder, or a URL of s3://, gs:// or az://."""
     masks: str = "main"
     """Mask set of the training store; main is its own. Validation takes its store's own."""
     validation: str | None = None
