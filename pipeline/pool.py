@@ -30,12 +30,12 @@ from samprior.pipeline.events import (
     ShardWritten,
     WorkerLost,
 )
-from samprior.pipeline.holding import hold_for_life
 from samprior.pipeline.ledger import MAX_LOSSES, Ledger, Loss, Task
 from samprior.pipeline.plan import ShardPlan
 from samprior.pipeline.ray_session import Session, first_line
 from samprior.pipeline.worker import IDLE, Look, MaskMaker, ShardWorker, UnfitError
 from samprior.storage.errors import SampriorError, StoreError
+from samprior.storage.holding import hold_for_life
 from samprior.storage.places import Place
 
 POLL_S = 0.5
