@@ -78,7 +78,8 @@ def run_job(
     """Bring the store at `out` to the state the plan describes; finished shards are kept.
 
     Args:
-        out: the folder of the store or of its tars, made if missing; or its s3://, gs:// or az:// URL.
+        out: the folder of the store or of its tars, made if missing; or its s3://, gs:// or az://
+            URL.
         plan: all shards of the store.
         header: what the store is made of; must be that of an existing store at `out`, or with
             `append` add parts to it.
