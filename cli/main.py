@@ -11,7 +11,7 @@ COMMANDS = {
     "precompute": ("precompute", "Segment a dataset once and keep all masks in a store."),
     "import-masks": ("import_masks", "Make a store of masks of amg.py, SA-1B or COCO."),
     "status": ("status", "Say how far a store is, and whether its job runs."),
-    "verify": ("verify", "Check every byte of a store; --repair makes what is broken again."),
+    "verify": ("verify", "Check every byte of a store; --repair makes broken shards anew."),
     "migrate": ("migrate", "Copy a store of an older format to the present one."),
     "inspect": ("inspect", "Draw a store's masks as one HTML page."),
     "export": ("export", "Write a store as webdataset tars, COCO, SA-1B or PNG."),

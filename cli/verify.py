@@ -81,17 +81,11 @@ def _recompute(store: Path | str, found: "Verification", workers: int | None) ->
     from samprior.storage.places import open_place
 
     place = open_place(store)
-    if not _is_whole(found):
+    if found.needs_job:
         _run_again(store, place, workers)
     for name, of_set in found.mask_sets.items():
-        if not of_set.mendable:
+        if of_set.needs_job:
             _run_again(store, place.below(set_name(name)), workers)
-
-
-def _is_whole(found: "Verification") -> bool:
-    """Whether the store itself is by now, whatever its mask sets are."""
-    is_all_there = not found.broken and found.num_shards == found.planned_shards
-    return is_all_there and len(found.metadata) == len(found.rewrites)
 
 
 def _run_again(store: Path | str, part: "Place", workers: int | None) -> None:

@@ -1,5 +1,6 @@
 """One pass over a store, over one of its mask sets, or over the tars of a job; and its repair."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -63,11 +64,15 @@ class Verification:
         return whole and all(found.ok for found in self.mask_sets.values())
 
     @property
+    def needs_job(self) -> bool:
+        """Whether a job has to make something again, mask sets aside; a repair writes the rest."""
+        has_all_shards = not self.broken and self.num_shards == self.planned_shards
+        return not has_all_shards or len(self.metadata) != len(self.rewrites)
+
+    @property
     def mendable(self) -> bool:
         """Whether a repair makes all of it whole, or has done so, and leaves nothing to a job."""
-        whole = not (self.broken or self.unchecked or self.pictures)
-        whole = whole and self.num_shards == self.planned_shards
-        whole = whole and len(self.metadata) == len(self.rewrites)
+        whole = not (self.needs_job or self.unchecked or self.pictures)
         return whole and all(found.mendable for found in self.mask_sets.values())
 
     def lines(self) -> Iterator[str]:
@@ -88,7 +93,7 @@ class Verification:
         yield from (f"not of samprior, left alone: {name}" for name in self.strangers)
 
 
-class Check:
+class Check(ABC):
     """What all passes share; `StoreCheck` and `TarCheck` know the files."""
 
     header_file: ClassVar[str]
@@ -153,13 +158,13 @@ class Check:
         """What may lie directly in the folder and in those below it; `shards` have receipts."""
         return {"receipts": {_last(receipt_name(shard)) for shard in shards}}
 
+    @abstractmethod
     def _data_of(self, shard: int) -> str:
         """File or folder of a shard's data, below the store."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _problems(self, receipt: Receipt, row: int | None) -> list[str]:
         """What is wrong with the data of a shard, of which the image of a row is decoded."""
-        raise NotImplementedError
 
     def _check_shard(self, shard: int, rng: np.random.Generator, *, is_trusted: bool) -> None:
         try:

@@ -17,6 +17,7 @@ import torch
 from hypothesis import settings
 
 from samprior.storage import MaskSet, MaskStore, Record
+from samprior.storage.images import write_png
 from samprior.storage.manifest import Header, write_header
 from samprior.storage.writer import write_shard
 
@@ -245,3 +246,18 @@ def _make_store(
         held = slice(shard * images_per_shard, (shard + 1) * images_per_shard)
         write_shard(root, shard, records[held], paired=paired)
     return MaskStore.open(root)
+
+
+@pytest.fixture
+def make_rain(tmp_path: Path) -> Callable[[int, int], Path]:
+    """Makes a dataset of so many rainy pairs of random pixels, of a side in px."""
+
+    def make(num_pairs: int, px: int) -> Path:
+        rng = np.random.default_rng(0)
+        for number in range(num_pairs):
+            for side in ("target", "input"):
+                picture = rng.integers(0, 256, (px, px, 3), dtype=np.uint8)
+                write_png(tmp_path / "rain" / side / f"{number:03d}.png", picture)
+        return tmp_path / "rain"
+
+    return make

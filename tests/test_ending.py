@@ -13,12 +13,10 @@ from types import ModuleType
 from typing import Any
 
 import click
-import numpy as np
 import pytest
 
 from samprior.cli.ending import clean_ending
 from samprior.storage import MaskStore
-from samprior.storage.images import write_png
 from samprior.storage.verify import verify_store
 
 Samprior = Callable[..., tuple[int, str, str]]
@@ -34,14 +32,9 @@ def interrupts() -> Iterator[None]:
 
 
 @pytest.fixture
-def rain(tmp_path: Path) -> Path:
+def rain(make_rain: Callable[[int, int], Path]) -> Path:
     """Twelve rainy pairs."""
-    rng = np.random.default_rng(0)
-    for number in range(12):
-        for side in ("target", "input"):
-            picture = rng.integers(0, 256, (96, 96, 3), dtype=np.uint8)
-            write_png(tmp_path / "rain" / side / f"{number:03d}.png", picture)
-    return tmp_path / "rain"
+    return make_rain(12, 96)
 
 
 def precompute(rain: Path, out: Path, workers: int) -> list[str]:

@@ -13,7 +13,6 @@ import pytest
 
 from samprior.pipeline.shortages import told_plainly
 from samprior.storage.errors import BusyError, MachineError
-from samprior.storage.images import write_png
 from samprior.storage.manifest import read_receipts
 from samprior.storage.verify import verify_store
 
@@ -21,14 +20,9 @@ Samprior = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def rain(tmp_path: Path) -> Path:
+def rain(make_rain: Callable[[int, int], Path]) -> Path:
     """Six rainy pairs."""
-    rng = np.random.default_rng(0)
-    for number in range(6):
-        for side in ("target", "input"):
-            picture = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
-            write_png(tmp_path / "rain" / side / f"{number:03d}.png", picture)
-    return tmp_path / "rain"
+    return make_rain(6, 64)
 
 
 def superpixel(root: Path, out: Path, *more: object) -> list[str]:
