@@ -173,8 +173,14 @@ def store_files(header: Header) -> dict[str, bytes]:
     return {
         "zarr.json": _group({"samprior": header.to_record()}),
         "shards/zarr.json": _group({}),
-        HEADER_COPY: readable_json(header.to_record()),
+        HEADER_COPY: header_copy(header),
     }
+
+
+def header_copy(header: Header) -> bytes:
+    """The header once more, with a digest of all of it: a `pictures_root` is in no fingerprint."""
+    record = header.to_record()
+    return readable_json({**record, "sha256": digest(record)})
 
 
 def digest(value: object) -> str:

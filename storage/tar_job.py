@@ -1,7 +1,7 @@
 """Tars that a job writes shard by shard, with receipts, as it does the zarr store.
 
     OUT/header.json            what the job makes; as the header of a zarr store
-    OUT/header-copy.json       the same once more
+    OUT/header-copy.json       the same once more, with a digest
     OUT/receipts/000000.json   one receipt per shard; the tar counts from then on
     OUT/000000.tar             the shard's samples, if it holds images
     OUT/index.json             written last: now the folder is whole
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from samprior.storage.errors import StoreError, UnreachableError
 from samprior.storage.files import sha256_of
-from samprior.storage.header import HEADER_COPY, readable_json
+from samprior.storage.header import HEADER_COPY, header_copy, readable_json
 from samprior.storage.manifest import (
     Header,
     Inputs,
@@ -41,8 +41,7 @@ def write_tar_header(root: Path | Place, header: Header) -> None:
 
 def tar_files(header: Header) -> dict[str, bytes]:
     """The files that say what the tars are made of, by name."""
-    content = readable_json(header.to_record())
-    return {HEADER: content, HEADER_COPY: content}
+    return {HEADER: readable_json(header.to_record()), HEADER_COPY: header_copy(header)}
 
 
 def read_tar_header(root: Path | Place) -> Header:

@@ -9,7 +9,6 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from samprior.storage.errors import StoreError
 from samprior.storage.growth import LISTING, Parts, cut, listing_json, listing_sha256
@@ -56,8 +55,9 @@ def read_metadata(place: Place) -> Metadata:
     read, errors = _parsed(place, held)
     if not read:
         raise StoreError(errors[0])
-    exact = [name for name in read if files_of(read[name])[name] == held[name]]
-    header = _chosen([read[name] for name in exact or read])
+    header, copy = next(iter(read.values())), read.get(HEADER_COPY)
+    if copy is not None and copy.fingerprint == header.fingerprint:
+        header = copy  # its digest covers the folder of the pictures, which no fingerprint does
     found = Metadata(header, is_tars)
     for name, wanted in files_of(header).items():
         # Stores that were made before there was a copy have none.
@@ -87,22 +87,14 @@ def _parse(name: str, content: bytes, origin: str) -> Header:
     try:
         record = json.loads(content)
         record = record["attributes"]["samprior"] if name == "zarr.json" else record
+        if name == HEADER_COPY and record.pop("sha256") != digest(record):
+            raise ValueError("its digest doesn't fit")
     except DAMAGES as error:
         raise StoreError(
             f"{origin} holds no samprior header ({error!r}), and {HEADER_COPY} doesn't help; put "
             "one of them back from a copy, or remove the folder and make it anew"
         ) from error
     return Header.from_record(record, origin=origin)
-
-
-def _chosen(headers: Sequence[Header]) -> Header:
-    """The first; of two that differ in where the pictures are, the one that finds them."""
-    alike = [header for header in headers if header.fingerprint == headers[0].fingerprint]
-    return next((header for header in alike if _finds_pictures(header)), headers[0])
-
-
-def _finds_pictures(header: Header) -> bool:
-    return header.pictures_root is None or Path(header.pictures_root).is_dir()
 
 
 def content_of(place: Place, name: str) -> bytes | None:

@@ -193,6 +193,21 @@ def test_every_bit_of_the_header_counts(folder: Folder) -> None:
         file.write_bytes(content)
 
 
+def test_a_folder_that_is_one_bit_away_is_not_taken_for_the_pictures(tmp_path: Path) -> None:
+    root, near = tmp_path / "out", tmp_path / "data2"
+    job(pictures(tmp_path / "data3", "a"), root, images="reference")
+    near.mkdir()
+    place = LocalFolder(root)
+    header = read_metadata(place).header
+    for name in ("zarr.json", HEADER_COPY):
+        content = (root / name).read_bytes()
+        (root / name).write_bytes(content.replace(b"data3", b"data2"))
+        found = read_metadata(place)
+        assert found.header == header
+        assert found.rewrites == {name: content}
+        (root / name).write_bytes(content)
+
+
 @pytest.mark.parametrize("form", ["zarr", "webdataset"])
 def test_in_a_bucket_too(
     form: str, tmp_path: Path, bucket_url: str, rng: np.random.Generator

@@ -402,7 +402,7 @@ def test_headers_tell_their_difference(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("url", ["https://host/store", "ftp://host/store", "zip://store.zip"])
 def test_other_places_are_refused(url: str) -> None:
-    with pytest.raises(UsageError, match=r"a store is a folder, or a URL of s3://"):
+    with pytest.raises(UsageError, match=r"a store is a folder of this machine, or a URL of s3://"):
         MaskStore.open(url)
 
 
