@@ -159,7 +159,7 @@ def main(
         cost_rows(plain),
         data=about_data,
         seeds=seeds,
-        commit=study_table.commit(),
+        commit=measure.commit(),
         settings=plain.model_dump(mode="json", exclude=UNTOLD),
         larger_teacher=larger if teacher else None,
         arms={run.name: run.settings for run in chosen},

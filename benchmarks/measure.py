@@ -4,7 +4,9 @@ import ctypes
 import json
 import os
 import platform
+import shutil
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +21,8 @@ from samprior.storage import MaskSet, MaskStore, Record
 from samprior.storage.manifest import Header, write_header
 from samprior.storage.writer import write_shard
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(os.environ.get("BENCHMARK_RESULTS", Path(__file__).parent / "results"))
+"""Folder of the results; benchmarks/run_all.py names another for quick runs and for GPUs."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class Row:
     """The same of b."""
     cpu_b_over_a: float
     """As b_over_a, of these seconds."""
+    cpu_spread: tuple[float, float]
+    """As spread, of these seconds."""
     runs: int
 
     @property
@@ -86,6 +91,7 @@ def compare(
         work_a(), work_b()
     pairs = [(_spent(work_a), _spent(work_b)) for _ in range(runs)]
     ratios = [of_b.wall_s / of_a.wall_s for of_a, of_b in pairs]
+    cpu_ratios = [of_b.cpu_s / of_a.cpu_s for of_a, of_b in pairs]
     return Row(
         a,
         b,
@@ -95,7 +101,8 @@ def compare(
         (min(ratios), max(ratios)),
         statistics.median(of_a.cpu_s for of_a, _ in pairs),
         statistics.median(of_b.cpu_s for _, of_b in pairs),
-        statistics.median(of_b.cpu_s / of_a.cpu_s for of_a, of_b in pairs),
+        statistics.median(cpu_ratios),
+        (min(cpu_ratios), max(cpu_ratios)),
         runs,
     )
 
@@ -133,9 +140,25 @@ def machine(*libraries: str, device: str | None = None) -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "load_average": [round(load, 2) for load in os.getloadavg()],
+        "commit": commit(),
         "python": platform.python_version(),
         **{library: version(library) for library in libraries},
     }
+
+
+def commit() -> str:
+    """The commit that is measured, with a plus if files but results differ from it; empty outside
+    a clone."""
+    folder = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    others = (":(top)", ":(top,exclude)benchmarks/results", ":(top,exclude)docs/benchmarks*")
+    if shutil.which("git") is None:
+        return ""
+    return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--", *others) else "")
 
 
 def report(name: str, about: dict[str, Any], rows: Sequence[Row], **more: object) -> None:

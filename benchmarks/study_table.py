@@ -1,9 +1,7 @@
 """The table of benchmarks/distillation.py: arms against the control, over seeds and pictures."""
 
 import math
-import subprocess
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import rounds
@@ -57,16 +55,3 @@ def _interval(values: np.ndarray) -> str:
 def show(table: Sequence[Mapping[str, object]]) -> None:
     """Print the rows as a table."""
     rounds.print_table("Arms against the control:", list(map(dict, table)))
-
-
-def commit() -> str:
-    """The commit that was measured, with a plus if files but results differ from it; empty outside
-    a clone."""
-    folder = Path(__file__).parent
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True)
-        return done.stdout.strip()
-
-    others = (":(top)", ":(top,exclude)benchmarks/results")
-    return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--", *others) else "")
