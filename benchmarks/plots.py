@@ -5,9 +5,10 @@ Lengths are units of the view box.
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from html import escape
 
-from quantities import Record
+from quantities import Record, number
 from scoreboard import Line, State
 
 COLOURS: dict[State, str] = {
@@ -25,7 +26,7 @@ _STYLE = (
     ".grid{stroke:#dce1e8}.goal{stroke:#222b36;stroke-dasharray:4 3}"
 )
 _ROW, _HEAD, _FOOT = 18, 44, 34
-_LABELS, _WIDTH, _MARGIN = 470, 960, 24
+_MARGIN, _LEFT, _RIGHT, _WIDTH = 20, 460, 800, 960
 _LEAST, _MOST = 0.02, 50.0
 
 
@@ -46,8 +47,8 @@ def goals_plot(lines: Sequence[Line]) -> str:
             f'<text class="small" x="{_x(value)}" y="{height - 18}" text-anchor="middle">'
             f"{value:g} x</text>"
         )
-    for number, line in enumerate(lines):
-        parts += _goal_line(line, _HEAD + _ROW * number + _ROW // 2)
+    for place, line in enumerate(lines):
+        parts += _goal_line(line, _HEAD + _ROW * place + _ROW // 2)
     return _svg(_WIDTH, height, parts, "Lines of the scoreboard against their goals")
 
 
@@ -78,8 +79,8 @@ def memory_plot(record: Record) -> str:
             f'<text class="small" x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">'
             f"{most * step / 4:,.0f}</text>"
         )
-    for number, (name, values) in enumerate(series.items()):
-        colour = LINE_COLOURS[number % len(LINE_COLOURS)]
+    for place, (name, values) in enumerate(series.items()):
+        colour = LINE_COLOURS[place % len(LINE_COLOURS)]
         step_px = (width - 20 - left) / max(len(values) - 1, 1)
         points = " ".join(
             f"{left + step_px * epoch:.1f},{bottom - held / most * (bottom - 50):.1f}"
@@ -89,7 +90,7 @@ def memory_plot(record: Record) -> str:
             f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>'
         )
         parts.append(
-            f'<text x="{left + 10}" y="{height - 28 + 16 * number}" style="fill:{colour}">'
+            f'<text x="{left + 10}" y="{height - 28 + 16 * place}" style="fill:{colour}">'
             f"{escape(name)}</text>"
         )
     parts.append(
@@ -101,35 +102,29 @@ def memory_plot(record: Record) -> str:
 def _goal_line(line: Line, y: int) -> list[str]:
     entry, colour = line.entry, COLOURS[line.state]
     label = f"{entry.row}  {entry.what} | {entry.peer}"
-    label = label if len(label) <= 78 else label[:77] + "…"
-    told = [f'<text class="small" x="{_MARGIN}" y="{y + 4}">{escape(label)}</text>']
+    label = label if len(label) <= 72 else label[:71] + "…"
+    words = line.state if line.found is None else f"{number(line.found.value)}  {line.state}"
+    told = [
+        f'<text class="small" x="{_MARGIN}" y="{y + 4}">{escape(label)}</text>',
+        f'<text class="small" x="{_RIGHT + 20}" y="{y + 4}" style="fill:{colour}">{words}</text>',
+    ]
     share = line.found and entry.goal.share(line.found)
     if line.found is None or share is None:
-        words = "not run" if line.found is None else f"{line.state}: {line.found.text}"
-        told.append(
-            f'<text class="small" x="{_x(1) + 8}" y="{y + 4}" style="fill:{colour}">{words}</text>'
-        )
         return told
-    low, high = line.found.low, line.found.high
-    if low and high:
-        scale = share / line.found.value if entry.goal.sign == "≥" else share * line.found.value
-        ends = (low, high) if entry.goal.sign == "≥" else (1 / high, 1 / low)
-        told.append(
-            f'<line x1="{_x(ends[0] * scale)}" x2="{_x(ends[1] * scale)}" y1="{y}" y2="{y}" '
-            f'stroke="{colour}" stroke-width="2"/>'
-        )
-    told.append(f'<circle cx="{_x(share)}" cy="{y}" r="4" fill="{colour}"/>')
-    place, anchor = (_x(share) + 8, "start") if share < _MOST / 4 else (_x(share) - 8, "end")
+    ends = [
+        entry.goal.share(replace(line.found, value=value)) or share for value in line.found.spread
+    ]
     told.append(
-        f'<text class="small" x="{place:.1f}" y="{y - 3}" text-anchor="{anchor}" '
-        f'style="fill:{colour}">{line.state}</text>'
+        f'<line x1="{_x(ends[0])}" x2="{_x(ends[1])}" y1="{y}" y2="{y}" '
+        f'stroke="{colour}" stroke-width="2"/>'
     )
+    told.append(f'<circle cx="{_x(share)}" cy="{y}" r="4" fill="{colour}"/>')
     return told
 
 
 def _x(value: float) -> float:
     share = math.log(min(max(value, _LEAST), _MOST) / _LEAST) / math.log(_MOST / _LEAST)
-    return round(_LABELS + share * (_WIDTH - _LABELS - _MARGIN), 1)
+    return round(_LEFT + share * (_RIGHT - _LEFT), 1)
 
 
 def _svg(width: int, height: int, parts: Sequence[str], title: str) -> str:

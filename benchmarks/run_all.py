@@ -63,7 +63,9 @@ def main(
     for number, part in enumerate(PARTS, 1):
         if shows_table or (only and part.name not in only):
             continue
-        console.print(f"\\[{number}/{len(PARTS)}] {part.name}", highlight=False, end=" … ")
+        console.print(
+            f"\\[{number}/{len(PARTS)}] {part.name}", highlight=False, soft_wrap=True, end=" … "
+        )
         run = take(part, folder, quick=quick, device=device, checkpoint=checkpoint)
         told = run.get("reason") or f"{run['seconds']:.0f} s"
         if run["state"] == "left out" and (folder / f"{part.name}.json").exists():
@@ -71,7 +73,7 @@ def main(
         else:
             note(folder, part, run)
         failed += [part.name] if run["state"] == "failed" else []
-        console.print(f"{run['state']}: {escape(told)}", highlight=False)
+        console.print(f"{run['state']}: {escape(told)}", highlight=False, soft_wrap=True)
     board = lines(folder)
     console.print(terminal_table(board, quick=quick))
     console.print(page.summary(board).replace("**", ""), highlight=False)

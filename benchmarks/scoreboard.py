@@ -106,15 +106,15 @@ def _peers_of_the_loader() -> tuple[Entry, ...]:
     with_workers = [(peer, batches) for peer, _, batches in named] + [(by_loader, Goal("≥", 16))]
     lines: list[Entry] = []
     for row, what, how, goals in (
-        ("10", "crops, one process", "", [(peer, one) for peer, one, _ in named]),
-        ("11", "batches, two threads or workers", ", batches, workers: 2", with_workers),
+        ("10", "crops as {}, one process", "", [(peer, one) for peer, one, _ in named]),
+        ("11", "batches as {}, two workers", ", batches, workers: 2", with_workers),
     ):
-        for form, shown in ((ATOMS, "as atoms and members"), (PLANES, "as planes")):
+        for form, shown in ((ATOMS, "atoms"), (PLANES, "planes")):
             lines += [
                 Entry(
                     row,
                     "loader_batches",
-                    f"{what}, {shown}",
+                    what.format(shown),
                     peer.removeprefix("samprior, ").replace("planes, by", "the same reader by"),
                     r"(\d+ crops, )?" + re.escape(peer + how) + r" / (\d+ crops, )?"
                     + re.escape(form + how),
@@ -160,9 +160,9 @@ ENTRIES: tuple[Entry, ...] = (
           "planes to SA-1B JSON.* / MaskSets.*", Goal("≥", 25)),
     Entry("8b", "storage_rows", "encoding, from planes", "pycocotools + JSON",
           "planes to SA-1B JSON.* / planes to a shard.*", PARITY),
-    Entry("9a", "storage_rows", "masks of a crop, as atoms and members", _COCO,
+    Entry("9a", "storage_rows", "masks of a crop as atoms", _COCO,
           r".* / masks of \d+ aligned .*atoms and members.*", Goal("≥", 250)),
-    Entry("9b", "storage_rows", "masks of a crop, as planes", _COCO,
+    Entry("9b", "storage_rows", "masks of a crop as planes", _COCO,
           r".*parsed JSON.* / masks of \d+ aligned .*from an open store \(samprior\)",
           Goal("≥", 250)),
     *_peers_of_the_loader(),
