@@ -4,10 +4,11 @@
     python benchmarks/compare.py OLD_FOLDER NEW_FOLDER [--fail-on-worse]
 
 A ratio moved if the spreads of its runs do not overlap, and by more than --least. Ratios are those
-against the peer in the same run, so a slower machine alone moves little. A single run has no spread
-and can't tell: its ratios are listed apart. Numbers that are counted (bytes, masks, parameters)
-have no noise. What only one side has is new or gone. Files of equal names are compared; if their
-settings differ, none of it is.
+against the peer in the same run, so a slower machine alone moves little; yet the spread of a few
+runs does not have what changes from hour to hour on a machine with other work. Ratios of a single
+run, or without a noted spread, are `unsure` where they differ. Numbers that are counted (bytes,
+masks, parameters) have no noise. What only one side has is new or gone. Files of equal names are
+compared; if their settings differ, none of it is.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,9 +19,9 @@ from typing import Literal
 import click
 from quantities import Quantity, Record, load, quantities
 
-Verdict = Literal["worse", "improved", "single runs differ", "new", "gone", "same"]
+Verdict = Literal["worse", "improved", "unsure", "new", "gone", "same"]
 
-ORDER: tuple[Verdict, ...] = ("worse", "improved", "single runs differ", "new", "gone", "same")
+ORDER: tuple[Verdict, ...] = ("worse", "improved", "unsure", "new", "gone", "same")
 
 FOUND = ("machine", "versions", "masks", "seeds", "commit", "memcpy_s_a_crop", "not_measured")
 """Keys of a file that are no settings."""
@@ -46,7 +47,7 @@ class Change:
 @click.command()
 @click.argument("old", type=click.Path(path_type=Path, exists=True))
 @click.argument("new", type=click.Path(path_type=Path, exists=True))
-@click.option("--least", default=0.02, show_default=True, help="Smallest share that counts.")
+@click.option("--least", default=0.05, show_default=True, help="Smallest share that counts.")
 @click.option("--fail-on-worse", is_flag=True, help="Exit code 1 if something got worse.")
 @click.option("--all", "shows_all", is_flag=True, help="List what did not move, too.")
 def main(old: Path, new: Path, least: float, fail_on_worse: bool, shows_all: bool) -> None:
@@ -101,7 +102,7 @@ def verdict(old: Quantity | None, new: Quantity | None, *, least: float) -> Verd
     if not old.runs and not new.runs:
         return moved
     if min(old.runs, new.runs) < 2 or None in (old.low, old.high, new.low, new.high):
-        return "single runs differ"
+        return "unsure"
     assert old.low is not None and old.high is not None  # noqa: PT018 - for the type checker
     assert new.low is not None and new.high is not None  # noqa: PT018
     apart = new.low > old.high if rose else new.high < old.low

@@ -34,7 +34,8 @@ def goals_plot(lines: Sequence[Line]) -> str:
     """How many times each goal is reached, by line: right of 1 it is met. Logarithmic."""
     height = _HEAD + _ROW * len(lines) + _FOOT
     parts = [
-        f'<text x="{_MARGIN}" y="20">Each line of the scoreboard against its goal</text>',
+        f'<text x="{_MARGIN}" y="20">Each line of the scoreboard against its goal; '
+        "what is off the scale lies at its edge</text>",
         f'<text class="small" x="{_x(1)}" y="{_HEAD - 8}" text-anchor="middle">goal</text>',
     ]
     for value in (0.1, 0.5, 1, 2, 10):

@@ -221,8 +221,8 @@ def test_a_gpu_that_is_not_there_is_told_before_anything_runs(
         ((10, 9, 11, 3), (12, 10.5, 14, 3), "same"),
         ((10, 9, 11, 3), (14, 12, 15, 3), "improved"),
         ((10, 9, 11, 3), (7, 6, 8, 3), "worse"),
-        ((10, 10, 10, 1), (7, 6, 8, 3), "single runs differ"),
-        ((10, None, None, 3), (7, 6, 8, 3), "single runs differ"),
+        ((10, 10, 10, 1), (7, 6, 8, 3), "unsure"),
+        ((10, None, None, 3), (7, 6, 8, 3), "unsure"),
         ((10, None, None, 0), (7, None, None, 0), "worse"),
         (None, (7, 6, 8, 3), "new"),
         ((7, 6, 8, 3), None, "gone"),
@@ -242,7 +242,7 @@ def test_what_moved_beyond_noise(
             for told in (old, new)
         )
         wanted = verdict if better == "higher" else opposite.get(verdict, verdict)
-        assert scripts["compare"].verdict(one, other, least=0.02) == wanted
+        assert scripts["compare"].verdict(one, other, least=0.05) == wanted
 
 
 def test_two_folders_or_files_are_compared(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
