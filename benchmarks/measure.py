@@ -60,15 +60,6 @@ class Row:
             f"in CPU seconds {self.cpu_b_over_a:.2f} times"
         )
 
-    def markdown(self, about: dict[str, Any]) -> str:
-        """A line of the table in docs/benchmarks.md; `about` is what `machine` gave."""
-        low, high = self.spread
-        return (
-            f"| {self.a} | {self.b} | {self.a_s * 1e3:.2f} ms | {self.b_s * 1e3:.2f} ms "
-            f"| {self.b_over_a:.2f} ({low:.2f} to {high:.2f}) | {self.cpu_b_over_a:.2f} "
-            f"| {about['device']}, {about['cores']} cores, load {about['load_average'][0]:.2f} |"
-        )
-
 
 class Spent(NamedTuple):
     """What one run took."""
@@ -169,9 +160,6 @@ def report(name: str, about: dict[str, Any], rows: Sequence[Row], **more: object
     )
     for row in rows:
         print(row.sentence)
-    print("for docs/benchmarks.md:")
-    for row in rows:
-        print(row.markdown(about))
     RESULTS.mkdir(parents=True, exist_ok=True)
     told = [{"result": row.sentence, **asdict(row)} for row in rows]
     record = {"machine": about, **more, "rows": told}

@@ -68,7 +68,7 @@ PARTS = (
     _everything(
         "everything_decoder",
         "--only decoder --points-per-side 16 --runs 3",
-        "--only decoder --points-per-side 4 --runs 2",
+        "--model tiny --only decoder --points-per-side 8 --runs 2",
     ),
     _everything(
         "everything_whole",
@@ -98,7 +98,7 @@ PARTS = (
     _everything(
         "everything_memory",
         "--only memory --points-per-side 32",
-        "--only memory --points-per-side 8",
+        "--only memory --points-per-side 4",
     ),
     Part(
         name="storage_rows",
@@ -123,7 +123,7 @@ PARTS = (
         name="sam_in_the_loop",
         script="sam_in_the_loop.py",
         full="--points-per-side 32 --runs 2",
-        quick="--points-per-side 4 --runs 1",
+        quick="--model tiny --points-per-side 8 --runs 1",
         takes_device=True,
     ),
     Part(
@@ -139,7 +139,7 @@ PARTS = (
         full="--only workers",
         quick="--only workers --quick",
     ),
-    Part(name="cli_start", script="cli_start.py", full="--runs 7", quick="--runs 2"),
+    Part(name="cli_start", script="cli_start.py", full="--runs 7", quick="--runs 1"),
     Part(
         name="worker_memory",
         script="worker_memory.py",
