@@ -9,8 +9,8 @@ copied.
 Its items are cut from whole PNG files, with the planes of the masks whose box meets the crop.
 
 Memory is that of the process and its workers together, each shared page counted once (PSS of
-anonymous and shared memory; files that are mapped belong to the system's cache). Each side runs in
-a fresh process, in turn. Linux only.
+anonymous and shared memory; files that are mapped belong to the system's cache). The start is after
+a first crop, when libraries are loaded. Each side runs in a fresh process, in turn. Linux only.
 """
 
 import json
@@ -18,8 +18,10 @@ import multiprocessing
 import sys
 import tempfile
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -89,15 +91,17 @@ def memory_of(
 ) -> dict[str, Any]:
     """Bytes before a side is made, and after each epoch."""
     warnings.simplefilter("ignore", DeprecationWarning)
-    start = resident_bytes()
-    passes = SIDES[side](root, crop_px, batch_size, workers)
-    return {"start_bytes": start, "epoch_bytes": [next(passes) for _ in range(epochs)]}
+    start, *after = islice(SIDES[side](root, crop_px, batch_size, workers), epochs + 1)
+    return {"start_bytes": start, "epoch_bytes": after}
 
 
 def our_epochs(root: Path, crop_px: int, batch_size: int, workers: int) -> Iterator[int]:
-    """Memory after each epoch of the loader that training uses."""
+    """Memory before, and after each epoch of the loader that training uses."""
     store = MaskStore.open(root / "store")
     crops = Crops(store=store, crop_px=crop_px, seed=0)
+    # Libraries and compiled code that reading needs are there from here on.
+    deque(CropLoader(crops=crops, batch_size=1, threads=0, num_batches=1), maxlen=0)
+    yield resident_bytes()
     batches = iter(CropLoader(crops=crops, batch_size=batch_size, threads=workers))
     while True:
         for _ in range(-(-len(store) // batch_size)):
@@ -106,9 +110,12 @@ def our_epochs(root: Path, crop_px: int, batch_size: int, workers: int) -> Itera
 
 
 def their_epochs(root: Path, crop_px: int, batch_size: int, workers: int) -> Iterator[int]:
-    """Memory after each epoch of a DataLoader, its workers' too."""
+    """Memory before, and after each epoch of a DataLoader, its workers' too."""
+    files = sorted((root / "png").glob("*.json"))
+    collated([Annotated(files[:1], crop_px)[0]])
+    yield resident_bytes()
     loader = DataLoader(
-        Annotated(root / "png", crop_px),
+        Annotated(files, crop_px),
         batch_size=batch_size,
         shuffle=True,
         num_workers=workers,
@@ -117,8 +124,7 @@ def their_epochs(root: Path, crop_px: int, batch_size: int, workers: int) -> Ite
         persistent_workers=True,
     )
     while True:
-        for _ in loader:
-            pass
+        deque(loader, maxlen=0)
         yield resident_bytes()
 
 
@@ -131,9 +137,8 @@ SIDES: dict[str, Callable[[Path, int, int, int], Iterator[int]]] = {
 class Annotated(Dataset[Sample]):
     """Pictures as PNG files, annotations in memory."""
 
-    def __init__(self, root: Path, crop_px: int) -> None:
-        self._root, self._crop_px = root, crop_px
-        files = sorted(root.glob("*.json"))
+    def __init__(self, files: Sequence[Path], crop_px: int) -> None:
+        self._files, self._crop_px = files, crop_px
         self._annotations = [plain_masks.parsed(file.read_bytes()) for file in files]
         self._sizes = [Image.open(file.with_suffix(".clean.png")).size for file in files]
 
@@ -144,8 +149,8 @@ class Annotated(Dataset[Sample]):
         """A crop anywhere."""
         (width, height), side = self._sizes[index], self._crop_px
         (window,) = draw_windows([(height, width)], side, 1, np.random.default_rng())
-        files = {part: self._root / f"{index:04d}.{part}" for part in readers.PARTS[:2]}
-        parts = {part: file.read_bytes() for part, file in files.items()}
+        file = self._files[index]
+        parts = {part: file.with_suffix(f".{part}").read_bytes() for part in readers.PARTS[:2]}
         return readers.cut(parts, self._annotations[index], window)
 
 
