@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+BENCH := $(VENV)/bench
 STAMP := $(VENV)/.installed
 
 .PHONY: help demo test chaos lint links benchmark clean
@@ -11,7 +12,7 @@ help:
 	@echo "make test       set up everything and run the tests"
 	@echo "make chaos      kill a small precompute job 30 times, and change the machines of another"
 	@echo "make lint       formatting, lint rules, types, spelling"
-	@echo "make benchmark  time samprior against named peers"
+	@echo "make benchmark  samprior against its peers, one page of results; QUICK=1, DEVICE=cuda, CHECKPOINT=..."
 	@echo "make clean      remove what these made"
 
 $(STAMP): pyproject.toml
@@ -45,12 +46,19 @@ lint: $(STAMP) links
 	@$(BIN)/mypy
 	@$(BIN)/codespell
 
-benchmark: $(STAMP)
-	@$(BIN)/python benchmarks/storage.py
-	@$(BIN)/python benchmarks/loader.py
-	@$(BIN)/python benchmarks/distillation_cost.py
-	@$(BIN)/python benchmarks/student.py
-	@$(BIN)/python benchmarks/everything.py
+# An environment on top of the other one: peers, and the older libraries that they ask for, stay in it.
+$(BENCH)/.installed: $(STAMP)
+	@echo "== installing what samprior is compared with into $(BENCH)"
+	@test -x $(BENCH)/bin/python || $(BIN)/python -m venv --without-pip $(BENCH)
+	@$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+		> $$($(BENCH)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/beneath.pth
+	@if PYTHONWARNINGS=ignore $(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[bench]"; \
+		then touch $@; else echo "== some peers could not be installed: their rows will say so"; fi
+
+# QUICK=1 for minutes instead of an hour, DEVICE=cuda for a GPU, CHECKPOINT=sam_vit_h_4b8939.pth for SAM's weights.
+benchmark: $(BENCH)/.installed
+	@$(BENCH)/bin/python benchmarks/run_all.py $(if $(QUICK),--quick) $(if $(DEVICE),--device $(DEVICE)) \
+		$(if $(CHECKPOINT),--checkpoint $(CHECKPOINT))
 
 clean:
 	rm -rf build demo-output *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -163,7 +163,7 @@ def main(
         data=about_data,
         seeds=seeds,
         base_steps=base_steps,
-        commit=study_table.commit(),
+        commit=measure.commit(),
         settings=plain.model_dump(mode="json", exclude=UNTOLD),
         larger_teacher=larger if teacher else None,
         arms={run.name: run.settings for run in chosen},

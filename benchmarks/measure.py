@@ -4,7 +4,9 @@ import ctypes
 import json
 import os
 import platform
+import shutil
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +21,8 @@ from samprior.storage import MaskSet, MaskStore, Record
 from samprior.storage.manifest import Header, write_header
 from samprior.storage.writer import write_shard
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(os.environ.get("BENCHMARK_RESULTS", Path(__file__).parent / "results"))
+"""Folder of the results; benchmarks/run_all.py names another for quick runs and for GPUs."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class Row:
     """The same of b."""
     cpu_b_over_a: float
     """As b_over_a, of these seconds."""
+    cpu_spread: tuple[float, float]
+    """As spread, of these seconds."""
     runs: int
 
     @property
@@ -53,15 +58,6 @@ class Row:
             f"({low:.2f} to {high:.2f}, runs: {self.runs}; "
             f"{self.b_s * 1e3:.2f} ms and {self.a_s * 1e3:.2f} ms); "
             f"in CPU seconds {self.cpu_b_over_a:.2f} times"
-        )
-
-    def markdown(self, about: dict[str, Any]) -> str:
-        """A line of the table in docs/benchmarks.md; `about` is what `machine` gave."""
-        low, high = self.spread
-        return (
-            f"| {self.a} | {self.b} | {self.a_s * 1e3:.2f} ms | {self.b_s * 1e3:.2f} ms "
-            f"| {self.b_over_a:.2f} ({low:.2f} to {high:.2f}) | {self.cpu_b_over_a:.2f} "
-            f"| {about['device']}, {about['cores']} cores, load {about['load_average'][0]:.2f} |"
         )
 
 
@@ -86,6 +82,7 @@ def compare(
         work_a(), work_b()
     pairs = [(_spent(work_a), _spent(work_b)) for _ in range(runs)]
     ratios = [of_b.wall_s / of_a.wall_s for of_a, of_b in pairs]
+    cpu_ratios = [of_b.cpu_s / of_a.cpu_s for of_a, of_b in pairs]
     return Row(
         a,
         b,
@@ -95,7 +92,8 @@ def compare(
         (min(ratios), max(ratios)),
         statistics.median(of_a.cpu_s for of_a, _ in pairs),
         statistics.median(of_b.cpu_s for _, of_b in pairs),
-        statistics.median(of_b.cpu_s / of_a.cpu_s for of_a, of_b in pairs),
+        statistics.median(cpu_ratios),
+        (min(cpu_ratios), max(cpu_ratios)),
         runs,
     )
 
@@ -133,9 +131,25 @@ def machine(*libraries: str, device: str | None = None) -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "load_average": [round(load, 2) for load in os.getloadavg()],
+        "commit": commit(),
         "python": platform.python_version(),
         **{library: version(library) for library in libraries},
     }
+
+
+def commit() -> str:
+    """The commit that is measured, with a plus if files but results differ from it; empty outside
+    a clone."""
+    folder = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    others = (":(top)", ":(top,exclude)benchmarks/results", ":(top,exclude)docs/benchmarks*")
+    if shutil.which("git") is None:
+        return ""
+    return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--", *others) else "")
 
 
 def report(name: str, about: dict[str, Any], rows: Sequence[Row], **more: object) -> None:
@@ -146,9 +160,6 @@ def report(name: str, about: dict[str, Any], rows: Sequence[Row], **more: object
     )
     for row in rows:
         print(row.sentence)
-    print("for docs/benchmarks.md:")
-    for row in rows:
-        print(row.markdown(about))
     RESULTS.mkdir(parents=True, exist_ok=True)
     told = [{"result": row.sentence, **asdict(row)} for row in rows]
     record = {"machine": about, **more, "rows": told}

@@ -9,7 +9,7 @@ import importlib
 import io
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -241,13 +241,18 @@ def write_mosaic(root: Path, files: Files) -> None:
 
 def decoded(parts: dict[str, Any], window: Window) -> Sample:
     """The crop of a picture's parts; only masks whose box meets it are decoded."""
+    return cut(parts, plain_masks.parsed(bytes(parts["json"])), window)
+
+
+def cut(
+    parts: Mapping[str, bytes], annotations: Sequence[plain_masks.Note], window: Window
+) -> Sample:
+    """The crop of both pictures, decoded whole, with the annotations whose box meets it."""
     _, y, x, side = window
     degraded, clean = (
         np.asarray(_rgb(parts[part]).crop((x, y, x + side, y + side))) for part in PARTS[:2]
     )
-    return Sample(
-        degraded, clean, plain_masks.met_by_box(plain_masks.parsed(bytes(parts["json"])), window)
-    )
+    return Sample(degraded, clean, plain_masks.met_by_box(annotations, window))
 
 
 def _rgb(content: bytes) -> Image.Image:

@@ -14,6 +14,7 @@ import measure
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from samprior.pipeline import build_segmenter
 from samprior.pipeline.synthetic import camera_noise
@@ -36,11 +37,12 @@ def main(names: tuple[str, ...], preset: str, image_px: int, device: str, runs: 
     gpu = torch.cuda.get_device_name() if place.type == "cuda" else None
     about = measure.machine("torch", device=gpu)
     image = torch.rand(1, 3, image_px, image_px, device=place)
-    rows, parameters = [], {}
+    rows, parameters, macs = [], {}, {}
     for name in names or tuple(PRESETS):
         plain = build_network(name, preset=preset).eval()
         student = distilled(name, preset)
         parameters[name] = same_shape(plain, student)
+        macs[name] = {"plain": macs_of(plain, image), "distilled": macs_of(student, image)}
         rows.append(
             measure.compare(
                 f"{name} {preset}, plain", restoring(plain, image),
@@ -56,6 +58,7 @@ def main(names: tuple[str, ...], preset: str, image_px: int, device: str, runs: 
         preset=preset,
         image_px=image_px,
         parameters=parameters,
+        macs=macs,
     )
 
 
@@ -90,6 +93,13 @@ def same_shape(plain: nn.Module, student: nn.Module) -> int:
     if ours != theirs:
         raise SystemExit("the student has other keys or shapes than the plain network")
     return sum(parameter.numel() for parameter in student.parameters())
+
+
+def macs_of(network: nn.Module, image: torch.Tensor) -> int:
+    """Multiply-accumulates of one forward pass, as PyTorch counts them."""
+    with torch.inference_mode(), FlopCounterMode(display=False) as seen:
+        network.to(image.device)(image)
+    return int(seen.get_total_flops()) // 2
 
 
 def restoring(network: nn.Module, image: torch.Tensor) -> Callable[[], None]:

@@ -3,9 +3,7 @@
 import math
 import re
 import shlex
-import subprocess
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import rounds
@@ -94,16 +92,3 @@ def command(arguments: Sequence[str]) -> str:
     for option, told in FOLDERS.items():
         words = re.sub(rf"{option}[ =]('[^']*'|\S+)", f"{option} {told}", words)
     return f"python benchmarks/distillation.py {words}"
-
-
-def commit() -> str:
-    """The commit that was measured, with a plus if files but results differ from it; empty outside
-    a clone."""
-    folder = Path(__file__).parent
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True)
-        return done.stdout.strip()
-
-    others = (":(top)", ":(top,exclude)benchmarks/results")
-    return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--", *others) else "")

@@ -1,0 +1,162 @@
+"""`make benchmark`: every line of the scoreboard, one page of results.
+
+    python benchmarks/run_all.py [--quick] [--device cuda] [--checkpoint sam_vit_h_4b8939.pth]
+    python benchmarks/run_all.py --only storage_rows --only loader_batches
+    python benchmarks/run_all.py --table
+
+Runs the scripts of parts.py one after the other, each in a process of its own, in which both sides
+take turns. Results go to benchmarks/results (with --device cuda to benchmarks/results/cuda), and
+docs/benchmarks.md is written from them; with --quick all goes to build/benchmarks/quick, since
+small sizes say that everything works and not what it costs. What can't run is listed with the
+reason, and so is what failed; then the exit code is 1.
+"""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import page
+from parts import PARTS, SCRIPTS, Part
+from quantities import RUNS_FILE
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from scoreboard import Line, State, lines, runs_of
+
+NAMES = [part.name for part in PARTS]
+QUICK = page.ROOT / "build" / "benchmarks" / "quick"
+STYLES: dict[State, str] = {"met": "green", "missed": "yellow", "behind": "red", "not run": "dim"}
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="Small sizes, some minutes: does everything work?")
+@click.option("--device", default="cpu", show_default=True, help="cuda: networks run on a GPU.")
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="SAM's own weights of ViT-H; one more row.",
+)
+@click.option("--only", multiple=True, type=click.Choice(NAMES), help="Parts; the others stay.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the results.")
+@click.option("--table", "shows_table", is_flag=True, help="Run nothing, show what there is.")
+def main(
+    quick: bool,
+    device: str,
+    checkpoint: Path | None,
+    only: Sequence[str],
+    out: Path | None,
+    shows_table: bool,
+) -> None:
+    """Run the scoreboard, show it, and write its page."""
+    console = Console()
+    folder = (out or usual_folder(quick=quick, device=device)).resolve()
+    if device.startswith("cuda") and not shows_table:
+        require_gpu()
+    failed = []
+    for number, part in enumerate(PARTS, 1):
+        if shows_table or (only and part.name not in only):
+            continue
+        console.print(
+            f"\\[{number}/{len(PARTS)}] {part.name}", highlight=False, soft_wrap=True, end=" … "
+        )
+        run = take(part, folder, quick=quick, device=device, checkpoint=checkpoint)
+        told = run.get("reason") or f"{run['seconds']:.0f} s"
+        if run["state"] == "left out" and (folder / f"{part.name}.json").exists():
+            told += "; its earlier results stay"
+        else:
+            note(folder, part, run)
+        failed += [part.name] if run["state"] == "failed" else []
+        console.print(f"{run['state']}: {escape(told)}", highlight=False, soft_wrap=True)
+    board = lines(folder)
+    console.print(terminal_table(board, quick=quick))
+    console.print(page.summary(board).replace("**", ""), highlight=False)
+    console.print(f"written: {write_page(folder)}", highlight=False, soft_wrap=True)
+    if failed:
+        raise click.ClickException(f"failed: {', '.join(failed)}; see {folder / 'logs'}")
+
+
+def usual_folder(*, quick: bool, device: str) -> Path:
+    """Where results go if nobody says."""
+    root = QUICK if quick else page.RESULTS
+    return root / page.GPU if device.startswith("cuda") else root
+
+
+def require_gpu() -> None:
+    """An error if PyTorch sees no GPU, before anything has run."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise click.UsageError("PyTorch sees no GPU on this machine: leave DEVICE out")
+
+
+def take(
+    part: Part, folder: Path, *, quick: bool, device: str, checkpoint: Path | None
+) -> dict[str, Any]:
+    """Run a part, or say why not; its output goes to a log beside the results."""
+    reason = part.left_out(quick=quick, device=device, checkpoint=checkpoint)
+    if reason is not None:
+        return {"state": "left out", "reason": reason}
+    arguments = part.arguments(quick=quick, device=device, checkpoint=checkpoint)
+    log = folder / "logs" / f"{part.name}.txt"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    with log.open("w", encoding="utf-8") as stream:
+        done = subprocess.run(
+            [sys.executable, str(SCRIPTS / part.script), *arguments],
+            env={**os.environ, "BENCHMARK_RESULTS": str(folder)},
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+    run = {
+        "state": "done" if done.returncode == 0 else "failed",
+        "command": shlex.join([part.script, *arguments]),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    if done.returncode:
+        said = [line.strip() for line in log.read_text("utf-8").splitlines() if line.strip()]
+        run["reason"] = f"exit code {done.returncode}: {said[-1] if said else 'it said nothing'}"
+    return run
+
+
+def note(folder: Path, part: Part, run: dict[str, Any]) -> None:
+    """Keep how a part's run ended."""
+    noted = {**runs_of(folder), part.name: run}
+    folder.mkdir(parents=True, exist_ok=True)
+    ordered = {name: noted[name] for name in NAMES if name in noted}
+    (folder / RUNS_FILE).write_text(json.dumps(ordered, indent=1) + "\n", "utf-8")
+
+
+def terminal_table(board: Sequence[Line], *, quick: bool) -> Table:
+    """The scoreboard for the terminal."""
+    note = "quick: small sizes, that say nothing about goals" if quick else "ratios of medians"
+    table = Table(title=f"samprior against its peers ({note})", expand=False)
+    for head in ("#", "what", "peer", "ratio (spread)", "goal", ""):
+        table.add_column(head, justify="right" if head in ("ratio (spread)", "goal") else "left")
+    for line in board:
+        told = [escape(cell.replace("**", "")) for cell in page.cells(line)]
+        told[-1] = f"[{STYLES[line.state]}]{told[-1]}[/]"
+        table.add_row(*told)
+    return table
+
+
+def write_page(folder: Path) -> Path:
+    """The page of the usual results, or a page beside results that lie elsewhere."""
+    if folder in (page.RESULTS, page.RESULTS / page.GPU):
+        page.main()
+        return page.PAGE
+    head = f"# Results of {folder.name}\n\n{page.BEGIN}{page.END}"
+    for name, text in page.files(folder, page=head).items():
+        (folder / name).write_text(text, "utf-8")
+    return folder / "benchmarks.md"
+
+
+if __name__ == "__main__":
+    main()
