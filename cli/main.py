@@ -15,6 +15,7 @@ COMMANDS = {
     "migrate": ("migrate", "Copy a store of an older format to the present one."),
     "inspect": ("inspect", "Draw a store's masks as one HTML page."),
     "export": ("export", "Write a store as webdataset tars, COCO, SA-1B or PNG."),
+    "init": ("init", "Write a first configuration for a data set or a store."),
     "presets": ("presets", "List the training recipes that ship, or print one."),
     "train": ("train", "Train a network and distil the masks into it."),
     "evaluate": ("evaluate", "Score a checkpoint on a dataset, before and after."),
