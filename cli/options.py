@@ -1,5 +1,6 @@
 """Options that several commands share, under one name each."""
 
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from samprior.pipeline.datasets import Dataset
 
@@ -46,6 +47,19 @@ class _PathOrUrl(click.Path):
 
 
 PathOrUrlOption = _PathOrUrl(path_type=Path)
+
+
+def json_option(function: "F") -> "F":
+    """--json, for commands that report something: one JSON object on stdout and nothing else."""
+    option = click.option(
+        "--json", "as_json", is_flag=True, help="Print one JSON object instead of text."
+    )
+    return option(function)
+
+
+def print_json(record: "Mapping[str, Any]") -> None:
+    """Print what `--json` asks for; paths become strings."""
+    click.echo(json.dumps(record, default=str))
 
 
 def dataset_options(function: "F") -> "F":

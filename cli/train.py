@@ -11,6 +11,7 @@ from samprior.cli.progress import Advance, progress
 
 if TYPE_CHECKING:
     from samprior.training.config import TrainConfig
+    from samprior.training.outlook import Outlook
     from samprior.training.run import RunResult
 
 
@@ -69,7 +70,7 @@ def command(
     from samprior.training.run import train
 
     with ExitStack() as stack:
-        result = train(settings, progress=_StageBars(stack))
+        result = train(settings, announce=_announce, progress=_StageBars(stack))
     if is_leading_process():
         _report(settings, result)
 
@@ -80,6 +81,11 @@ def _train_with_ray(settings: "TrainConfig", workers: int, gpus_per_worker: floa
 
     with ray_session(advice="try it without --launcher ray"):
         return train_with_ray(settings, workers=workers, gpus_per_worker=gpus_per_worker)
+
+
+def _announce(outlook: "Outlook") -> None:
+    for line in outlook.lines():
+        click.echo(line, err=True)
 
 
 def _report(settings: "TrainConfig", result: "RunResult") -> None:

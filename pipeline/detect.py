@@ -46,10 +46,11 @@ def detect_dataset(root: Path, *, split: str | None = None) -> Dataset:
 
 
 def _none_fits(folder: Path, reasons: list[str]) -> str:
-    # Pairs that are not whole say more of a folder than a layout that isn't there at all.
-    for reason in reasons:
-        if ", read as " in reason:
-            return reason
+    # Pairs that are not whole say more of a folder than a layout that isn't there at all, and most
+    # those of which the degraded side was found: clean/ belongs to several layouts.
+    begun = [reason for reason in reasons if ", read as " in reason]
+    if begun:
+        return max(begun, key=lambda reason: "without clean side" in reason)
     return (
         f"{folder} is no samprior store, and has the layout of no data set that is known "
         f"({', '.join(LAYOUTS)}); it holds {named(subfolders(folder))}. Name its pairs with "

@@ -1,7 +1,7 @@
 """A whole run: its stages in order, the files it leaves, and the comparison that counts."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,6 +35,7 @@ from samprior.training.logs import require_tensorboard
 from samprior.training.loop import run_stage
 from samprior.training.mixing import open_rain_layers
 from samprior.training.model_card import CARD, Shipped, model_card, model_record
+from samprior.training.outlook import Outlook, outlook
 from samprior.training.parallel import Team, joined
 from samprior.training.priors import RelationLoss
 from samprior.training.records import records_of
@@ -101,12 +102,18 @@ class _Prepared:
         return len(self.validation) if self.validation else 0
 
 
-def train(config: TrainConfig, *, progress: Progress | None = None) -> RunResult:
+def train(
+    config: TrainConfig,
+    *,
+    announce: Callable[[Outlook], None] | None = None,
+    progress: Progress | None = None,
+) -> RunResult:
     """Run every stage of `config.mode`; finished stages are loaded, unfinished ones go on.
 
     Writes below `config.out`: resolved.toml, one folder per stage, model.safetensors (the network
     that ships), its model_card.md and summary.json. Among the ranks of torchrun or Ray Train, all
-    call this, rank 0 writes, and all get the same result.
+    call this, rank 0 writes, and all get the same result. On rank 0 `announce` is told what is
+    about to be done, once all is checked.
 
     Raises:
         ConfigError, StoreError, CheckpointError: settings, stores and files that don't fit.
@@ -115,6 +122,8 @@ def train(config: TrainConfig, *, progress: Progress | None = None) -> RunResult
     with joined(pick_device(config.device)) as (team, device):
         with team.together():
             run = _prepare(config, device, team)
+            if announce is not None and team.leads:
+                announce(_outlook(config, run, device, team))
         with _writing(config, team, run):
             results: dict[str, StageResult] = {}
             for name, record in run.records.items():
@@ -160,6 +169,19 @@ def _prepare(config: TrainConfig, device: torch.device, team: Team) -> _Prepared
     # Before the first stage: a run must not end after days for want of a download.
     relation = build_relation(config.loss) if teaches else None
     return _Prepared(store, validation, network, teacher, relation, records)
+
+
+def _outlook(config: TrainConfig, run: _Prepared, device: torch.device, team: Team) -> Outlook:
+    return outlook(
+        config,
+        run.network,
+        run.teacher,
+        run.relation,
+        num_images=len(run.store),
+        num_validated=run.num_validated,
+        device=device,
+        ranks=team.size,
+    )
 
 
 @contextmanager
