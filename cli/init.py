@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from samprior.cli.options import PathOption, PathOrUrlOption
+from samprior.cli.options import (
+    DATASETS,
+    PathOption,
+    PathOrUrlOption,
+    completes,
+    json_option,
+    print_json,
+)
 
 if TYPE_CHECKING:
     from samprior.pipeline.datasets import Dataset
@@ -14,13 +21,19 @@ if TYPE_CHECKING:
 
 @click.command("init")
 @click.argument("data", type=PathOrUrlOption)
-@click.option("--dataset", metavar="NAME", help="gopro, sensenoise, rain or folder; else detected.")
+@click.option(
+    "--dataset",
+    metavar="NAME",
+    help="gopro, sensenoise, rain or folder; else detected.",
+    shell_complete=completes(*DATASETS),
+)
 @click.option("--split", help="Split of a data set to train on.  [default: train, if there is one]")
 @click.option("--variant", help="Which of several layouts of a root, such as blur_gamma.")
 @click.option("--degraded-pattern", metavar="PATTERN", help="As for precompute.")
 @click.option("--clean-pattern", metavar="PATTERN", help="As for precompute.")
 @click.option("--validation", metavar="STORE", help="Store that is scored during training.")
 @click.option("-o", "--out", default="train.toml", show_default=True, type=PathOption)
+@json_option
 def command(
     data: Path | str,
     dataset: str | None,
@@ -30,6 +43,7 @@ def command(
     clean_pattern: str | None,
     validation: str | None,
     out: Path,
+    as_json: bool,
 ) -> None:
     """Write a configuration for DATA, a store or the folder of a data set, with all keys explained.
 
@@ -65,6 +79,9 @@ def command(
     steps.append(f"samprior train --config {shlex.quote(str(out))}")
     text = commented_config(settings, about=[f"{begun.about}.", "", *steps])
     write_bytes(out, text.encode())
+    if as_json:
+        print_json({"out": out, "about": begun.about, "set": settings, "next": steps})
+        return
     click.echo(f"{out}: {begun.about}")
     for step in steps:
         click.echo(f"  {step}")

@@ -1,6 +1,7 @@
 """How a job's events are shown: a bar or plain lines on stderr, or JSON lines on stdout."""
 
 import json
+import logging
 import signal
 import time
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from samprior.cli.progress import Advance, Pace, progress
 if TYPE_CHECKING:
     from samprior.pipeline.events import Event, Progressed
     from samprior.pipeline.job import JobResult
+
+_log = logging.getLogger("samprior.job")
 
 JSON_EVERY_S = 1.0
 """Pace of the `progress` events as JSON."""
@@ -45,6 +48,9 @@ class JobView:
             self.state["shards_done"] += 1
             self.state["images_done"] += event.num_images
         self.lost += isinstance(event, WorkerLost)
+        if not isinstance(event, Progressed):
+            told = (f"{name} {value}" for name, value in vars(event).items())
+            _log.debug("%s: %s", event.name, ", ".join(told))
         if self.as_json:
             self._print(event)
         elif self.advance and isinstance(event, Progressed):

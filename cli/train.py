@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from samprior.cli.options import PathOption
+from samprior.cli.options import (
+    NETWORKS,
+    PathOption,
+    completes,
+    json_option,
+    offer_presets,
+    print_json,
+)
 from samprior.cli.progress import Advance, progress
 
 if TYPE_CHECKING:
@@ -17,10 +24,17 @@ if TYPE_CHECKING:
 
 @click.command("train")
 @click.option(
-    "--config", type=PathOption, help="TOML file, or one of `samprior presets` by its name."
+    "--config",
+    type=PathOption,
+    help="TOML file, or one of `samprior presets` by its name.",
+    shell_complete=offer_presets,
 )
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key.")
-@click.option("--network", help="Short for --set network.name=..., such as my_package.nets:make.")
+@click.option(
+    "--network",
+    help="Short for --set network.name=..., such as my_package.nets:make.",
+    shell_complete=completes(*NETWORKS),
+)
 @click.option(
     "--launcher",
     type=click.Choice(["here", "ray"]),
@@ -36,6 +50,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="GPUs of each of these workers.",
 )
+@json_option
 def command(
     config: Path | None,
     overrides: tuple[str, ...],
@@ -43,6 +58,7 @@ def command(
     launcher: str,
     workers: int | None,
     gpus_per_worker: float,
+    as_json: bool,
 ) -> None:
     """Train network 1, a teacher that sees the masks, and distil it back into network 1.
 
@@ -64,7 +80,8 @@ def command(
     named = () if network is None else (f"network.name={network}",)
     settings = load_config(config, [*overrides, *named])
     if workers is not None:
-        _report(settings, _train_with_ray(settings, workers, gpus_per_worker))
+        result = _train_with_ray(settings, workers, gpus_per_worker)
+        _report(settings, result, as_json=as_json)
         return
     from samprior.training.parallel import is_leading_process
     from samprior.training.run import train
@@ -72,7 +89,7 @@ def command(
     with ExitStack() as stack:
         result = train(settings, announce=_announce, progress=_StageBars(stack))
     if is_leading_process():
-        _report(settings, result)
+        _report(settings, result, as_json=as_json)
 
 
 def _train_with_ray(settings: "TrainConfig", workers: int, gpus_per_worker: float) -> "RunResult":
@@ -88,7 +105,10 @@ def _announce(outlook: "Outlook") -> None:
         click.echo(line, err=True)
 
 
-def _report(settings: "TrainConfig", result: "RunResult") -> None:
+def _report(settings: "TrainConfig", result: "RunResult", *, as_json: bool) -> None:
+    if as_json:
+        print_json({"out": settings.out, **result.to_record()})
+        return
     click.echo(f"{settings.out}:")
     for name, stage in result.stages.items():
         if stage.psnr_db is not None and stage.start_psnr_db is not None:

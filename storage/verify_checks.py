@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -60,6 +61,24 @@ class Verification:
         whole = not self.broken and not self.pictures and self.num_shards == self.planned_shards
         whole = whole and len(self.metadata) == len(self.rewrites)
         return whole and all(found.mendable for found in self.mask_sets.values())
+
+    def to_record(self) -> dict[str, Any]:
+        """What was found, as JSON."""
+        return {
+            "ok": self.ok,
+            "num_images": self.num_images,
+            "num_masks": self.num_masks,
+            "num_shards": self.num_shards,
+            "planned_shards": self.planned_shards,
+            "stored_bytes": self.stored_bytes,
+            "quarantined": self.quarantined,
+            "broken": self.broken,
+            "metadata": self.metadata,
+            "pictures": self.pictures,
+            "leftovers": self.leftovers,
+            "strangers": self.strangers,
+            "mask_sets": {name: one.to_record() for name, one in self.mask_sets.items()},
+        }
 
     def lines(self) -> Iterator[str]:
         """What is wrong or odd, but for mask sets, in lines for people."""

@@ -23,7 +23,7 @@ SMALL = (
     "loss.reconstruction=charbonnier",
     "network.settings={width = 4, enc_blocks = [1], middle_blocks = 1, dec_blocks = [1]}",
 )
-SHAPES = {"uformer": "t", "restormer": None, "rcdnet": None, "efficientderain": "v3"}
+SHAPES = {"uformer": "t", "restormer": None, "rcdnet": None, "efficientderain": "tiny"}
 
 
 def test_the_backward_pass_is_counted_without_computing() -> None:

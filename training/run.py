@@ -76,6 +76,16 @@ class RunResult:
             return None
         return distilled.psnr_db - control.psnr_db
 
+    def to_record(self) -> dict[str, Any]:
+        """The result as JSON."""
+        return {
+            "stages": {name: asdict(stage) for name, stage in self.stages.items()},
+            "gain_over_control_db": self.gain_db,
+            "protocol": self.protocol,
+            "ships": str(self.shipped),
+            "advice": self.advice,
+        }
+
 
 def read_result(config: TrainConfig) -> RunResult:
     """How a finished run ended, from its folder."""
