@@ -79,7 +79,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _is_for_us(self) -> bool:
         hosts = self.headers.get_all("Host") or []
-        return len(hosts) == 1 and hosts[0].rpartition(":")[0].lower() in _HOSTS
+        return len(hosts) == 1 and hosts[0].partition(":")[0].lower() in _HOSTS
 
     def _send(
         self, status: HTTPStatus, body: bytes, *, kind: str = "text/plain", with_body: bool = True

@@ -82,8 +82,8 @@ class Browser:
             if event.get("method") in ("Runtime.exceptionThrown", "Log.entryAdded")
         ]
 
-    def screenshot(self, file: Path, *, width: int = 1280, height: int = 900) -> None:
-        """The viewport as PNG."""
+    def resize(self, width: int, height: int) -> None:
+        """Set the viewport, pixels; what lies outside of it can't be clicked."""
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -91,6 +91,9 @@ class Browser:
             deviceScaleFactor=1,
             mobile=False,
         )
+
+    def screenshot(self, file: Path) -> None:
+        """The viewport as PNG."""
         file.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
 
     def _next(self) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 import importlib.util
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -108,6 +110,24 @@ def test_the_table_of_settings_is_up_to_date() -> None:
     module = script("config_reference")
     assert (ROOT / "docs" / "config.md").read_text("utf-8") == module.reference()
     assert "None |" not in module.reference(), "a setting has no docstring"
+
+
+@pytest.mark.parametrize("name", ["cli", "api"])
+def test_generated_references_are_up_to_date(name: str) -> None:
+    """If not: python docs/cli_reference.py, python docs/api_reference.py."""
+    page = (ROOT / "docs" / f"{name}.md").read_text("utf-8")
+    assert page == script(f"{name}_reference").reference()
+
+
+def test_the_site_has_all_pages_and_no_dead_link(tmp_path: Path) -> None:
+    """mkdocs in strict mode: links, anchors, pages that the navigation forgets."""
+    if importlib.util.find_spec("mkdocs") is None:
+        pytest.skip('mkdocs is not installed; pip install -e ".[docs]"')
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path / "site"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "site" / "cli.html").exists()
+    assert (tmp_path / "site" / "CONTRIBUTING.html").exists()
 
 
 def test_the_tables_of_the_studies_are_those_of_their_results() -> None:

@@ -1,4 +1,4 @@
-"""The pages of `inspect --serve`: true, closed to all but this machine, and working in a browser."""
+"""The pages of `inspect --serve`: true, for this machine alone, and working in a browser."""
 
 import http.client
 import importlib.util
@@ -228,10 +228,13 @@ def load_browser() -> ModuleType:
 
 
 def test_masks_are_switched_in_a_browser(
-    browser: Any, address: tuple[str, int], viewer: Viewer, tmp_path: Path
+    browser: Any,  # noqa: ANN401  # of a module without a name
+    address: tuple[str, int],
+    viewer: Viewer,
 ) -> None:
     """A real Chromium: masks off and on, by their list and by a click, and on to the next image."""
     tab, value = browser, browser.evaluate
+    tab.resize(1280, 1600)
     at = f"http://127.0.0.1:{address[1]}/"
     tab.open(f"{at}image-000003.html")
     count = len(viewer.store[2].masks)
@@ -275,7 +278,11 @@ def test_masks_are_switched_in_a_browser(
         tab.screenshot(Path(folder) / "list.png")
 
 
-def test_pages_of_a_folder_work_in_a_browser(browser: Any, viewer: Viewer, tmp_path: Path) -> None:
+def test_pages_of_a_folder_work_in_a_browser(
+    browser: Any,  # noqa: ANN401  # of a module without a name
+    viewer: Viewer,
+    tmp_path: Path,
+) -> None:
     index = write_pages(viewer, tmp_path / "pages")
     browser.open(f"{index.as_uri()}")
     value = browser.evaluate
