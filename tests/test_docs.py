@@ -15,6 +15,7 @@ import pytest
 
 from samprior.cli.main import cli
 from samprior.pipeline.segmenters import segmenter_settings
+from samprior.storage.images import write_png
 from samprior.training.config import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -66,9 +67,11 @@ def test_links_lead_to_files(page: Path) -> None:
             path, _, anchor = target.partition("#")
             file = page.parent / path if path else page
             assert file.exists(), f"{page.name} links to {target}"
+            if not anchor:
+                continue
             titles = re.findall(r"^#+ (.*)$", file.read_text("utf-8"), re.MULTILINE)
             anchors = {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
-            assert not anchor or anchor in anchors, f"{page.name} links to {target}"
+            assert anchor in anchors, f"{page.name} links to {target}"
 
 
 def script(name: str) -> ModuleType:
@@ -128,6 +131,20 @@ def test_the_site_has_all_pages_and_no_dead_link(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "site" / "cli.html").exists()
     assert (tmp_path / "site" / "CONTRIBUTING.html").exists()
+
+
+def test_the_picture_of_the_readme_is_made_of_the_demo(
+    tmp_path: Path, make_store: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a store of the demo's form; the picture that is committed is small."""
+    store = make_store(tmp_path / "sensenoise" / "store-test", [(40, 56)] * 2)
+    module = script("readme_picture")
+    monkeypatch.setattr(module, "KEY", store.keys[1])
+    write_png(tmp_path / "sensenoise" / "restored" / f"{store.keys[1]}.png", store[1].clean)
+    shown = module.panels(tmp_path)
+    assert [picture.shape for _, picture in shown] == [(40, 56, 3)] * 3
+    assert module.composed(shown).width > 3 * module.HEIGHT_PX
+    assert module.PICTURE.stat().st_size < 200_000
 
 
 def test_the_tables_of_the_studies_are_those_of_their_results() -> None:
