@@ -2,8 +2,8 @@
 
 make demo && python docs/readme_picture.py demo-output
 
-The photograph ships with scikit-image and was not trained on; its noise is the demo's, its masks are
-superpixels, not SAM's, and the network is the demo's tiny one.
+The photograph ships with scikit-image and was not trained on. Its noise is the demo's, its masks
+are superpixels, not SAM's, and the network is the demo's tiny one.
 """
 
 import sys

@@ -1,6 +1,7 @@
 """The pages tell the truth where a machine can check it: code, commands, links, settings."""
 
 import importlib.util
+import json
 import re
 import shlex
 import subprocess
@@ -131,6 +132,19 @@ def test_the_site_has_all_pages_and_no_dead_link(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "site" / "cli.html").exists()
     assert (tmp_path / "site" / "CONTRIBUTING.html").exists()
+
+
+def test_the_notebook_runs() -> None:
+    """From top to bottom, in a kernel of its own; it is committed without its outputs."""
+    notebook = ROOT / "docs" / "explore.ipynb"
+    assert all(not cell.get("outputs") for cell in json.loads(notebook.read_text())["cells"])
+    for library in ("nbclient", "ipykernel"):
+        if importlib.util.find_spec(library) is None:
+            pytest.skip(f'{library} is not installed; pip install -e ".[dev]"')
+    code = "from nbclient.cli import main; main()"
+    command = [sys.executable, "-c", code, "--timeout=250", str(notebook)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_picture_of_the_readme_is_made_of_the_demo(
