@@ -2,7 +2,7 @@
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,11 +14,10 @@ from samprior.cli.options import (
     offer_presets,
     print_json,
 )
-from samprior.cli.progress import Advance, progress
+from samprior.cli.training_view import TrainingView
 
 if TYPE_CHECKING:
     from samprior.training.config import TrainConfig
-    from samprior.training.outlook import Outlook
     from samprior.training.run import RunResult
 
 
@@ -87,7 +86,8 @@ def command(
     from samprior.training.run import train
 
     with ExitStack() as stack:
-        result = train(settings, announce=_announce, progress=_StageBars(stack))
+        view = TrainingView(stack)
+        result = train(settings, announce=view.announce, progress=view)
     if is_leading_process():
         _report(settings, result, as_json=as_json)
 
@@ -98,11 +98,6 @@ def _train_with_ray(settings: "TrainConfig", workers: int, gpus_per_worker: floa
 
     with ray_session(advice="try it without --launcher ray"):
         return train_with_ray(settings, workers=workers, gpus_per_worker=gpus_per_worker)
-
-
-def _announce(outlook: "Outlook") -> None:
-    for line in outlook.lines():
-        click.echo(line, err=True)
 
 
 def _report(settings: "TrainConfig", result: "RunResult", *, as_json: bool) -> None:
@@ -123,18 +118,4 @@ def _report(settings: "TrainConfig", result: "RunResult", *, as_json: bool) -> N
     if result.advice:
         click.echo(f"  {result.advice}")
     click.echo(f"  ships: {result.shipped}")
-
-
-class _StageBars:
-    """One progress display per stage, opened when the stage starts."""
-
-    def __init__(self, stack: ExitStack) -> None:
-        self.stack = stack
-        self.bars: dict[str, Advance] = {}
-
-    def __call__(self, stage: str, step: int, total: int, losses: dict[str, Any]) -> None:
-        if stage not in self.bars:
-            self.stack.pop_all().close()
-            self.bars[stage] = self.stack.enter_context(progress(f"{stage:<8}", "step"))
-        remark = " ".join(f"{name} {value:.4g}" for name, value in losses.items())
-        self.bars[stage](step, total, remark)
+    click.echo(f"  report: {result.report}")

@@ -201,7 +201,8 @@ def _memories(
     ours, theirs = _count(network), _count(teacher)
     restoring = _kept_of_network(network, loss, shape)
     refining = _kept_of_network(teacher.network2, fitting_loss(teacher.network2, loss), shape)
-    relating, analyzing = 0, 0
+    relating: int | None = 0
+    analyzing = 0
     if relation is not None:
         relating, analyzing = _kept(relation.analyzer, shape), _count(relation)
     starts = ours if config.loss.spd_input == "start" else 0

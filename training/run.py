@@ -41,6 +41,7 @@ from samprior.training.priors import RelationLoss
 from samprior.training.records import records_of
 from samprior.training.reports import Progress, StageResult
 from samprior.training.restore import pick_device
+from samprior.training.run_report import REPORT, write_run_report
 from samprior.training.stages import (
     STAGES_OF_MODE,
     Stage,
@@ -76,6 +77,11 @@ class RunResult:
             return None
         return distilled.psnr_db - control.psnr_db
 
+    @property
+    def report(self) -> Path:
+        """The page with curves and pictures."""
+        return self.shipped.with_name(REPORT)
+
     def to_record(self) -> dict[str, Any]:
         """The result as JSON."""
         return {
@@ -83,6 +89,7 @@ class RunResult:
             "gain_over_control_db": self.gain_db,
             "protocol": self.protocol,
             "ships": str(self.shipped),
+            "report": str(self.report),
             "advice": self.advice,
         }
 
@@ -121,9 +128,9 @@ def train(
     """Run every stage of `config.mode`; finished stages are loaded, unfinished ones go on.
 
     Writes below `config.out`: resolved.toml, one folder per stage, model.safetensors (the network
-    that ships), its model_card.md and summary.json. Among the ranks of torchrun or Ray Train, all
-    call this, rank 0 writes, and all get the same result. On rank 0 `announce` is told what is
-    about to be done, once all is checked.
+    that ships), its model_card.md, summary.json and report.html. Among the ranks of torchrun or Ray
+    Train, all call this, rank 0 writes, and all get the same result. On rank 0 `announce` is told
+    what is about to be done, once all is checked.
 
     Raises:
         ConfigError, StoreError, CheckpointError: settings, stores and files that don't fit.
@@ -219,6 +226,15 @@ def _conclude(config: TrainConfig, results: dict[str, StageResult], run: _Prepar
         Shipped(read_record(model), num_parameters, results, result.gain_db, len(run.store))
     )
     write_bytes(config.out / CARD, card.encode())
+    write_run_report(
+        config,
+        results,
+        gain_db=result.gain_db,
+        protocol=result.protocol,
+        num_parameters=num_parameters,
+        num_images=len(run.store),
+        made_of=run.store.header.made_of,
+    )
     ships = chosen.relative_to(config.out).as_posix()
     write_bytes(
         config.out / "summary.json", _summary(result, run.records[last], ships=ships).encode()
