@@ -1,4 +1,4 @@
-"""What `samprior train` shows while it runs: all stages at once on a terminal, plain lines elsewhere.
+"""What `samprior train` shows while it runs: all stages on a terminal, plain lines elsewhere.
 
 On a terminal each stage has its bar, with the newest losses and scores below, and the course of the
 loss as a row of blocks. Elsewhere every stage tells in lines how far it is.
