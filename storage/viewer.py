@@ -121,7 +121,9 @@ class Viewer:
             "num_images": len(self.store),
             "num_images_text": counted(len(self.store), "image"),
             "against": self.against and _name(self.against),
-            "superpixel": [_name(store) for store in stores if is_superpixel(_made_of(store))],
+            "superpixel": list(
+                dict.fromkeys(_name(store) for store in stores if is_superpixel(_made_of(store)))
+            ),
         }
         return page_bytes(about | values, package="samprior.storage", template=template)
 

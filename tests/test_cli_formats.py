@@ -102,7 +102,7 @@ def test_precompute_writes_the_tars_of_the_export(samprior: Samprior, tmp_path: 
     ("arguments", "message"),
     [
         (("--to", "coco", "--mask-format", "rle"), "--mask-format and --images-per-tar go with"),
-        (("--to", "png", "--images-per-tar", 2), "--masks and --images-per-tar go with"),
+        (("--to", "png", "--images-per-tar", 2), "--mask-format and --images-per-tar go with"),
         (("--to", "webdataset", "--picture", "clean"), "tars hold both"),
         (("--to", "webdataset", "--images-per-tar", 0), "at least 1, got 0"),
         (("--to", "coco", "--picture", "degraded"), "no degraded one"),
