@@ -79,7 +79,8 @@ class Browser:
         return [
             json.dumps(event["params"])
             for event in self._events
-            if event.get("method") in ("Runtime.exceptionThrown", "Log.entryAdded")
+            if event.get("method") == "Runtime.exceptionThrown"
+            or event.get("params", {}).get("entry", {}).get("level") == "error"
         ]
 
     def resize(self, width: int, height: int) -> None:
