@@ -22,6 +22,15 @@ REPORT = "report.html"
 _CONTINUES = ("control", "fusion", "distill", "joint")
 """Stages that begin where base has ended."""
 _NO_LOSSES = {"step", "lr", "validation_psnr_db", "validation_sha256"}
+_PLACES: Any = {
+    "out": True,
+    "device": True,
+    "data": {"train", "validation", "rain_layers"},
+    "network": {"init", "rain_kernels"},
+    "network2": {"init"},
+    "loss": {"analyzer_weights"},
+}
+"""Settings that say where things lie, not what they are."""
 _MEANING = {
     "base": "network 1 alone",
     "control": "network 1, further: what a distilled one is compared with",
@@ -64,7 +73,6 @@ def write_run_report(
     lengths = {name: getattr(config.stages, name, config.stages.distill) for name in results}
     begins = {name: lengths.get("base", 0) if name in _CONTINUES else 0 for name in results}
     page = {
-        "name": config.out.name,
         "network": " ".join(filter(None, (config.network.name, config.network.preset))),
         "num_parameters": f"{num_parameters:,}",
         "num_images": f"{num_images:,}",
@@ -86,7 +94,7 @@ def write_run_report(
         ],
         "charts": [chart for chart in _charts(logs, begins) if chart.svg],
         "pictures": _pictures(config.out, list(results)),
-        "settings": json.dumps(config.model_dump(mode="json", exclude={"out", "data"}), indent=2),
+        "settings": json.dumps(config.model_dump(mode="json", exclude=_PLACES), indent=2),
     }
     return write_page(
         config.out / REPORT, page, package="samprior.training", template="run.html.j2"
