@@ -85,6 +85,8 @@ class _Board:
         }
         self.paces: dict[str, Pace] = {}
         self.course: deque[float] = deque(maxlen=_COURSE)
+        self.stage = ""
+        """Whose losses the row of blocks shows."""
         self.told = ""
         self.live = Live(
             get_renderable=self._drawn, console=console, refresh_per_second=4, transient=False
@@ -103,14 +105,15 @@ class _Board:
         if stage not in self.paces:
             self.paces[stage] = Pace()
             self.bars.start_task(task)
-            self.course.clear()
-            self.told = ""
         rate = self.paces[stage].per_second(step)
         self.bars.update(task, completed=step, rate=f"{rate:.2f} step/s" if rate else "")
         if "psnr_db" in values:
             self.bars.update(task, score=f"{values['psnr_db']:.2f} dB")
         losses = {name: value for name, value in values.items() if name != "psnr_db"}
         if "total" in losses:
+            if self.stage != stage:  # the losses of the last stage stay until there are newer ones
+                self.stage = stage
+                self.course.clear()
             self.course.append(float(losses["total"]))
             self.told = _told(losses)
 
@@ -118,7 +121,7 @@ class _Board:
         from rich.console import Group
         from rich.text import Text
 
-        return Group(self.bars, Text(f"{'loss':<8} {blocks(self.course)} {self.told}".rstrip()))
+        return Group(self.bars, Text(f"{self.stage:<8} {blocks(self.course)} {self.told}".rstrip()))
 
 
 def blocks(values: "deque[float] | list[float]") -> str:

@@ -40,10 +40,13 @@ def commands() -> list[Any]:
         for line in text.replace("\\\n", " ").splitlines()
         if line.startswith("samprior ")
     ]
-    return [
-        pytest.param(shlex.split(line, comments=True)[1:], id=f"{page}: {line}")
-        for page, line in lines
-    ]
+    return [pytest.param(_words(line), id=f"{page}: {line}") for page, line in dict.fromkeys(lines)]
+
+
+def _words(line: str) -> list[str]:
+    """The arguments of a command, up to where the shell sends its output."""
+    words = shlex.split(line, comments=True)[1:]
+    return words[: words.index(">")] if ">" in words else words
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
