@@ -73,14 +73,16 @@ def test_the_sdist_can_be_built_from(built: Path) -> None:
 def test_it_is_installed_and_runs(built: Path, kind: str, tmp_path: Path) -> None:
     """In an environment of its own, that borrows the libraries of this one."""
     venv = tmp_path / "venv"
-    subprocess.run([sys.executable, "-m", "venv", venv], check=True)
+    # Without pip, which would bring an old setuptools along that hides the borrowed one.
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
     (site,) = venv.glob("lib/python*/site-packages")
     import click
 
     borrowed = Path(click.__file__).parents[1]
     (site / "borrowed.pth").write_text(f"{borrowed}\n")
     (package,) = built.glob(kind)
-    install = [venv / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-deps"]
+    pip = [sys.executable, "-m", "pip", "--python", venv / "bin" / "python"]
+    install = [*pip, "install", "--quiet", "--no-deps"]
     options = ["--no-build-isolation", "--ignore-installed", "--no-index", package]
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     subprocess.run([*install, *options], check=True, env=clean)
