@@ -113,7 +113,12 @@ def _start_ray(address: str | None, advice: str) -> None:
                 logging_level=logging.ERROR,
                 object_store_memory=OBJECT_STORE_BYTES,
             )
-    except (RayError, OSError, RuntimeError, ValueError) as error:
+    except Exception as error:
+        # A node that doesn't come up in time is told by a bare Exception.
+        if type(error) is not Exception and not isinstance(
+            error, RayError | OSError | RuntimeError | ValueError
+        ):
+            raise
         at = f" at {address}" if address else ""
         raise StoreError(
             f"Ray can't be started or reached{at} ({first_line(error)}); {advice}"

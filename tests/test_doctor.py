@@ -97,6 +97,22 @@ def test_a_ray_that_does_not_start_is_bad(monkeypatch: pytest.MonkeyPatch) -> No
     assert "--workers 0" in str(found.remedy)
 
 
+def test_a_ray_that_does_not_come_up_in_time_is_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import ray
+
+    def late(**_: object) -> None:
+        raise Exception("The current node timed out during startup.\nMore of it.")
+
+    monkeypatch.setattr(ray, "init", late)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    found = by_name(health._ray(quick=False))["ray"]
+    assert found.level == "bad"
+    assert "timed out" in found.text
+    assert "More" not in found.text
+
+
 @pytest.mark.slow
 def test_ray_is_started_and_ended(samprior: Samprior) -> None:
     code, out, err = samprior("doctor")
