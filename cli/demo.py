@@ -4,13 +4,15 @@ Each step is a `samprior` command that is printed before it runs, so that it can
 """
 
 import json
+import sys
 import time
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import click
 
-from samprior.cli.options import PathOption
+from samprior.cli.options import PathOption, json_option, print_json
 
 TASKS = {
     "rain": ("deraining", "rain"),
@@ -40,7 +42,7 @@ DEMO_CONFIG: dict[str, Any] = {
 
 
 @click.command("demo")
-@click.option("--out", default="demo-output", show_default=True, type=PathOption)
+@click.option("-o", "--out", default="demo-output", show_default=True, type=PathOption)
 @click.option(
     "--task",
     "tasks",
@@ -49,7 +51,8 @@ DEMO_CONFIG: dict[str, Any] = {
     help="Only this task; may be repeated. Default: all three.",
 )
 @click.option("--seed", default=0, show_default=True, help="Seed of the degradations.")
-def command(out: Path, tasks: tuple[str, ...], seed: int) -> None:
+@json_option
+def command(out: Path, tasks: tuple[str, ...], seed: int, as_json: bool) -> None:
     """Run the whole path on photographs that ship with scikit-image, degraded by known recipes.
 
     Masks come from the superpixel segmenter, which is not SAM: SAM's ViT-H weighs 2.6 GB and
@@ -60,10 +63,16 @@ def command(out: Path, tasks: tuple[str, ...], seed: int) -> None:
     samprior demo --task rain --out /tmp/demo
     """
     started = time.monotonic()
-    _write_data(out / "data", seed)
-    rows = [_run_task(task, out) for task in tasks or TASKS]
+    # What the steps print is no part of the JSON.
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        _write_data(out / "data", seed)
+        rows = [_run_task(task, out) for task in tasks or TASKS]
+    elapsed_s = time.monotonic() - started
+    if as_json:
+        print_json({"out": out, "tasks": rows, "elapsed_s": round(elapsed_s, 1)})
+        return
     click.echo(_table(rows))
-    click.echo(f"all of it in {(time.monotonic() - started) / 60:.1f} minutes")
+    click.echo(f"all of it in {elapsed_s / 60:.1f} minutes")
 
 
 def _write_data(data: Path, seed: int) -> None:

@@ -1,65 +1,47 @@
-"""`samprior doctor`: say what this machine has and what is missing."""
+"""`samprior doctor`: say what this machine has, what is missing, and what to do about it."""
 
-import os
-import platform
-import shutil
-from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 
 import click
 
-LIBRARIES = ("torch", "torchvision", "segment-anything", "ray", "zarr", "webdataset", "numpy")
+from samprior.cli.options import json_option, print_json
+
+if TYPE_CHECKING:
+    from samprior.pipeline.health import Finding
+
+_MARKS = {"ok": ("ok  ", "green"), "note": ("note", "yellow"), "bad": ("NO  ", "red")}
 
 
 @click.command("doctor")
-def command() -> None:
+@click.option("--quick", is_flag=True, help="Don't start Ray, and don't read checkpoints.")
+@json_option
+def command(quick: bool, as_json: bool) -> None:
     """Say what this machine has, what is missing, and what to do about it.
+
+    Exit code 1 means that something has to be mended; a note is about what will be slow, or isn't
+    there for a command that you may not need.
 
     \b
     samprior doctor
+    samprior doctor --quick --json
     """
-    ok = True
-    for good, line in _findings():
-        click.echo(f"{'ok ' if good else 'NO '} {line}")
-        ok = ok and good
-    if not ok:
+    from samprior.pipeline.health import examine
+
+    findings = []
+    for finding in examine(quick=quick):
+        findings.append(finding)
+        if not as_json:
+            _print(finding)
+    num_bad = sum(finding.level == "bad" for finding in findings)
+    if as_json:
+        print_json({"ok": not num_bad, "findings": [vars(finding) for finding in findings]})
+    if num_bad:
         raise click.exceptions.Exit(1)
 
 
-def _findings() -> Iterator[tuple[bool, str]]:
-    yield True, f"Python {platform.python_version()}, samprior {version('samprior')}"
-    for library in LIBRARIES:
-        try:
-            yield True, f"{library} {version(library)}"
-        except PackageNotFoundError:
-            yield False, f"{library} is not installed; run: pip install -e ."
-    yield True, f"{os.cpu_count()} CPU cores, {_memory_gib():.1f} GiB memory"
-    yield True, _gpu()
-    yield from _cache()
-
-
-def _memory_gib() -> float:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-
-
-def _gpu() -> str:
-    import torch
-
-    if not torch.cuda.is_available():
-        return "no GPU: SAM ViT-H will be slow; superpixel needs none"
-    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return f"{len(names)} GPU: {', '.join(names)}"
-
-
-def _cache() -> Iterator[tuple[bool, str]]:
-    from samprior.pipeline.checkpoints import CHECKPOINTS, default_cache
-
-    folder = default_cache()
-    place = folder
-    while not place.exists():
-        place = place.parent
-    free_gb = shutil.disk_usage(place).free / 1e9
-    yield os.access(place, os.W_OK), f"cache {folder}, {free_gb:.0f} GB free"
-    for model, checkpoint in CHECKPOINTS.items():
-        there = (folder / checkpoint.file).exists()
-        yield True, f"SAM {model}: {'in the cache' if there else 'not yet downloaded'}"
+def _print(finding: "Finding") -> None:
+    mark, colour = _MARKS[finding.level]
+    name = "" if finding.name in ("library", "python", "samprior") else f"{finding.name}: "
+    click.echo(f"{click.style(mark, fg=colour)} {name}{finding.text}")
+    if finding.remedy is not None:
+        click.echo(f"       -> {finding.remedy}")

@@ -1,14 +1,19 @@
 """`samprior evaluate`: score checkpoints on a dataset."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
 
 from samprior.cli.options import (
+    NETWORKS,
     PathOption,
+    completes,
     datasets_options,
+    json_option,
     open_dataset,
+    print_json,
     tlc_options,
     tlc_window,
 )
@@ -45,9 +50,16 @@ if TYPE_CHECKING:
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Setting of that segmenter."
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 ...")
-@click.option("--network", help="Architecture of an official .pth file, or your own factory.")
+@click.option(
+    "--network",
+    help="Architecture of an official .pth file, or your own factory.",
+    shell_complete=completes(*NETWORKS),
+)
 @click.option("--preset", help="Shape of an official .pth checkpoint, such as gopro_w32.")
-@click.option("--out", type=PathOption, help="Folder for tables (CSV, JSON) and pages (HTML).")
+@click.option(
+    "-o", "--out", type=PathOption, help="Folder for tables (CSV, JSON) and pages (HTML)."
+)
+@json_option
 def command(  # one argument per option
     checkpoints: tuple[Path, ...],
     dataset: str,
@@ -72,6 +84,7 @@ def command(  # one argument per option
     network: str | None,
     preset: str | None,
     out: Path | None,
+    as_json: bool,
 ) -> None:
     """Restore every picture of a dataset and score it before and after.
 
@@ -119,6 +132,9 @@ def command(  # one argument per option
         preset=preset,
         out=out,
     )
+    if as_json:
+        print_json({**json.loads(summary.to_json()), "files": files})
+        return
     for line in summary.lines():
         click.echo(line)
     if files:

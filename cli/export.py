@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from samprior.cli.options import PathOption
+from samprior.cli.options import PathOption, json_option, print_json
 from samprior.cli.progress import progress
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     help="Tars to train from; or files for other tools.",
 )
 @click.option(
-    "--masks",
+    "--mask-format",
     type=click.Choice(["atoms", "rle"]),
     help="Masks in the tars: our arrays, or COCO run lengths as JSON.  [default: atoms]",
 )
@@ -36,19 +36,21 @@ if TYPE_CHECKING:
     help="Picture of a pair that coco, sa1b and png get.  [default: clean]",
 )
 @click.argument("out", type=PathOption)
+@json_option
 def command(
     store: Path,
     to: str,
-    masks: Literal["atoms", "rle"] | None,
+    mask_format: Literal["atoms", "rle"] | None,
     images_per_tar: int | None,
     picture: Literal["clean", "degraded"] | None,
     out: Path,
+    as_json: bool,
 ) -> None:
     """Write a store as webdataset tars with an index, or for tools that read other formats.
 
     \b
     samprior export stores/gopro --to webdataset exports/gopro
-    samprior export stores/gopro --to webdataset --masks rle --images-per-tar 500 exports/gopro-rle
+    samprior export stores/gopro --to webdataset --mask-format rle exports/gopro-rle
     samprior export stores/gopro --to coco exports/gopro-coco
     samprior export stores/gopro --to sa1b exports/gopro-sa1b
     samprior export stores/gopro --to png exports/gopro-png --picture degraded
@@ -65,8 +67,8 @@ def command(
     is_tars = to == "webdataset"
     if picture and is_tars:
         raise UsageError("--picture goes with --to coco, sa1b and png; tars hold both pictures")
-    if (masks or images_per_tar is not None) and not is_tars:
-        raise UsageError(f"--masks and --images-per-tar go with --to webdataset, not with {to}")
+    if (mask_format or images_per_tar is not None) and not is_tars:
+        raise UsageError(f"--mask-format and --images-per-tar go with --to webdataset, not {to}")
     with progress("exporting", "image") as advance:
         if is_tars:
             from samprior.storage.shards import export_webdataset
@@ -74,12 +76,16 @@ def command(
             tars = export_webdataset(
                 opened,
                 out,
-                masks=masks or "atoms",
+                masks=mask_format or "atoms",
                 images_per_tar=images_per_tar,
                 progress=advance,
             )
         else:
             _interchange(opened, to, out, picture or "clean", advance)
+    if as_json:
+        files = list(tars) if is_tars else []
+        print_json({"out": out, "to": to, "num_images": len(opened), "tars": files})
+        return
     images = counted(len(opened), "image")
     if is_tars:
         num_bytes = sum(tar.stat().st_size for tar in tars)

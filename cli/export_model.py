@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from samprior.cli.options import PathOption
+from samprior.cli.options import NETWORKS, PathOption, completes, json_option, print_json
 
 _DYNAMIC = "dynamic"
 
@@ -27,8 +27,13 @@ _DYNAMIC = "dynamic"
     metavar="HxW",
     help="Height and width of all images, or any.",
 )
-@click.option("--network", help="Architecture of an official .pth file, or your own factory.")
+@click.option(
+    "--network",
+    help="Architecture of an official .pth file, or your own factory.",
+    shell_complete=completes(*NETWORKS),
+)
 @click.option("--preset", help="Shape of an official .pth checkpoint, such as gopro_w32.")
+@json_option
 def command(
     checkpoint: Path,
     out: Path,
@@ -36,6 +41,7 @@ def command(
     size: str,
     network: str | None,
     preset: str | None,
+    as_json: bool,
 ) -> None:
     """Write the network that restores, and nothing of what trained it, to the file OUT.
 
@@ -52,6 +58,9 @@ def command(
     fixed = _parsed(size)
     model, record = load_network(checkpoint, name=network, preset=preset)
     result = export_network(model, out, to=form, record=record, size=fixed)
+    if as_json:
+        print_json(vars(result))
+        return
     if fixed is not None:
         taken = f"images of {fixed[0]}x{fixed[1]} (HxW), one at a time"
     else:

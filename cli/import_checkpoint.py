@@ -6,13 +6,18 @@ from typing import Any
 
 import click
 
-from samprior.cli.options import PathOption
+from samprior.cli.options import NETWORKS, PathOption, completes, json_option, print_json
 
 
 @click.command("import-checkpoint")
 @click.argument("official", type=PathOption)
 @click.argument("out", type=PathOption)
-@click.option("--network", required=True, help="Architecture, such as uformer.")
+@click.option(
+    "--network",
+    required=True,
+    help="Architecture, such as uformer.",
+    shell_complete=completes(*NETWORKS),
+)
 @click.option("--preset", help="Shape, such as b; default: the architecture's own settings.")
 @click.option(
     "--set",
@@ -21,8 +26,14 @@ from samprior.cli.options import PathOption
     metavar="KEY=VALUE",
     help="Setting of the network over the preset, such as width=32.",
 )
+@json_option
 def command(
-    official: Path, out: Path, network: str, preset: str | None, settings: tuple[str, ...]
+    official: Path,
+    out: Path,
+    network: str,
+    preset: str | None,
+    settings: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """Write the weights in OFFICIAL (.pth) to OUT (.safetensors), which says what network it is.
 
@@ -38,6 +49,9 @@ def command(
         official, out, name=network, preset=preset, settings=dict(map(_parsed, settings))
     )
     total = sum(parameter.numel() for parameter in made.parameters())
+    if as_json:
+        print_json({"out": out, "network": network, "preset": preset, "num_parameters": total})
+        return
     click.echo(f"{out}: {network}, {total:,} parameters, from {official}")
 
 

@@ -4,7 +4,14 @@ from pathlib import Path
 
 import click
 
-from samprior.cli.options import PathOption, open_dataset
+from samprior.cli.options import (
+    DATASETS,
+    PathOption,
+    completes,
+    json_option,
+    open_dataset,
+    print_json,
+)
 from samprior.cli.precompute import report
 from samprior.cli.progress import progress
 
@@ -15,14 +22,20 @@ from samprior.cli.progress import progress
 @click.option("--images", type=PathOption, help="Pictures that --amg has a folder each for.")
 @click.option("--sa1b", type=PathOption, help="Folder of SA-1B: sa_N.jpg beside sa_N.json.")
 @click.option("--coco", type=PathOption, help="COCO instances file; its pictures are in --images.")
-@click.option("--dataset", metavar="NAME", help="Dataset whose images --amg has a folder each for.")
+@click.option(
+    "--dataset",
+    metavar="NAME",
+    help="Dataset whose images --amg has a folder each for.",
+    shell_complete=completes(*DATASETS),
+)
 @click.option("--root", type=PathOption, help="That dataset's folder.")
 @click.option("--split", help="That dataset's split.")
 @click.option("--variant", help="That dataset's layout, where a root has several.")
 @click.option("--degraded-pattern", metavar="PATTERN", help="As for precompute.")
 @click.option("--clean-pattern", metavar="PATTERN", help="As for precompute.")
-@click.option("--out", required=True, type=PathOption, help="The store's folder.")
+@click.option("-o", "--out", required=True, type=PathOption, help="The store's folder.")
 @click.option("--allow-quarantine", is_flag=True, help="Exit 0 even if images were unusable.")
+@json_option
 def command(  # one argument per option
     amg: Path | None,
     image: Path | None,
@@ -37,6 +50,7 @@ def command(  # one argument per option
     clean_pattern: str | None,
     out: Path,
     allow_quarantine: bool,
+    as_json: bool,
 ) -> None:
     """Make a store of ready masks, bit for bit.
 
@@ -82,4 +96,6 @@ def command(  # one argument per option
                 "give --amg with --image, or with --images, or with --dataset and --root; or "
                 "--sa1b alone; or --coco with --images"
             )
-    report(result, out, allow_quarantine=allow_quarantine)
+    if as_json:
+        print_json({"out": out, **vars(result)})
+    report(result, out, allow_quarantine=allow_quarantine, as_json=as_json)

@@ -1,6 +1,7 @@
 """How a job's events are shown: a bar or plain lines on stderr, or JSON lines on stdout."""
 
 import json
+import logging
 import signal
 import time
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from samprior.cli.progress import Advance, Pace, progress
 if TYPE_CHECKING:
     from samprior.pipeline.events import Event, Progressed
     from samprior.pipeline.job import JobResult
+
+_log = logging.getLogger("samprior.job")
 
 JSON_EVERY_S = 1.0
 """Pace of the `progress` events as JSON."""
@@ -48,6 +51,9 @@ class JobView:
         elif isinstance(event, Progressed) and event.workers:
             self.pace.begin(event.images_done)  # loading the first worker is no part of the pace
         self.lost += isinstance(event, WorkerLost)
+        if not isinstance(event, Progressed):
+            told = (f"{name} {value}" for name, value in vars(event).items())
+            _log.debug("%s: %s", event.name, ", ".join(told))
         if self.as_json:
             self._print(event)
         elif self.advance and isinstance(event, Progressed):

@@ -1,8 +1,12 @@
 """`samprior`: the list of commands. Each is imported only when it is used, so help is quick."""
 
+import difflib
 import importlib
+import logging
+import os
 import signal
 import sys
+import traceback
 from importlib.metadata import version
 
 import click
@@ -15,6 +19,7 @@ COMMANDS = {
     "migrate": ("migrate", "Copy a store of an older format to the present one."),
     "inspect": ("inspect", "Draw a store's masks as one HTML page."),
     "export": ("export", "Write a store as webdataset tars, COCO, SA-1B or PNG."),
+    "init": ("init", "Write a first configuration for a data set or a store."),
     "presets": ("presets", "List the training recipes that ship, or print one."),
     "train": ("train", "Train a network and distil the masks into it."),
     "evaluate": ("evaluate", "Score a checkpoint on a dataset, before and after."),
@@ -26,8 +31,31 @@ COMMANDS = {
     ),
     "doctor": ("doctor", "Say what this machine has and what is missing."),
     "demo": ("demo", "Run the whole path on embedded photographs."),
+    "completion": ("completion", "Print the completion script of a shell."),
 }
 """Command: module below samprior.cli, one line of help (kept here so that help imports nothing)."""
+
+
+def _be_verbose(ctx: click.Context, param: click.Parameter, value: bool) -> bool:
+    if value:
+        logging.basicConfig(format="%(name)s: %(message)s")
+        logging.getLogger("samprior").setLevel(logging.DEBUG)
+    return value
+
+
+VERBOSE = click.Option(
+    ["-v", "--verbose"],
+    is_flag=True,
+    expose_value=False,
+    callback=_be_verbose,
+    help="Say more on stderr: single events, and where in the code an error came from.",
+)
+"""An option of every command."""
+
+
+def is_verbose() -> bool:
+    """Whether the command that runs was given -v."""
+    return logging.getLogger("samprior").isEnabledFor(logging.DEBUG)
 
 
 class LazyGroup(click.Group):
@@ -43,7 +71,19 @@ class LazyGroup(click.Group):
             return None
         module = importlib.import_module(f"samprior.cli.{COMMANDS[name][0]}")
         command: click.Command = module.command
+        if VERBOSE not in command.params:
+            command.params.append(VERBOSE)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that was named; a name that isn't known is answered with the nearest."""
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0].lower(), COMMANDS, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else "."
+            ctx.fail(f"unknown command {args[0]!r}{hint} Known: {', '.join(COMMANDS)}")
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands without importing them."""
@@ -64,11 +104,20 @@ def cli() -> None:
     samprior precompute --dataset gopro --root GOPRO_Large --split train --out stores/gopro
     samprior train --config gopro.toml
     samprior evaluate runs/gopro --dataset gopro --root GOPRO_Large --split test
+
+    Every command takes -v, and --json where it has something to report. Colours go to terminals
+    only, and nowhere if NO_COLOR is set.
     """
+    if os.environ.get("NO_COLOR"):
+        click.get_current_context().color = False
+
+
+cli.params.append(VERBOSE)
 
 
 def main() -> None:
     """Run the command line; a user's mistake becomes one line and its exit code."""
+    logging.getLogger("samprior").setLevel(logging.WARNING)
     try:
         sys.exit(cli(standalone_mode=False))
     except click.ClickException as error:
@@ -81,6 +130,8 @@ def main() -> None:
         code = _exit_code(error)
         if code is None:
             raise
+        if is_verbose():
+            traceback.print_exception(error)
         click.echo(f"samprior: {error}", err=True)
         sys.exit(code)
 

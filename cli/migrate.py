@@ -4,14 +4,15 @@ from pathlib import Path
 
 import click
 
-from samprior.cli.options import PathOption
+from samprior.cli.options import PathOption, json_option, print_json
 from samprior.cli.progress import progress
 
 
 @click.command("migrate")
 @click.argument("old")
 @click.argument("new", type=PathOption)
-def command(old: str, new: Path) -> None:
+@json_option
+def command(old: str, new: Path, as_json: bool) -> None:
     """Copy the store OLD, a folder or URL, to the present format in the folder NEW.
 
     Older formats are read as they are; only to add to a store it must be of the present one. Run
@@ -26,6 +27,9 @@ def command(old: str, new: Path) -> None:
 
     with progress("migrating", "shard") as advance:
         done = migrate_store(old, new, progress=advance)
+    if as_json:
+        print_json({"out": new, "version": FORMAT_VERSION, **vars(done)})
+        return
     copied = done.shards_copied
     click.echo(
         f"{new}: {counted(done.num_images, 'image')}, {counted(done.num_shards, 'shard')}, "

@@ -1,5 +1,6 @@
 """Options that several commands share, under one name each."""
 
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -7,7 +8,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
+
+    from click.shell_completion import CompletionItem
 
     from samprior.pipeline.datasets import Dataset
 
@@ -32,6 +35,37 @@ class _LocalPath(click.Path):
 PathOption = _LocalPath(path_type=Path)
 
 
+NETWORKS = ("nafnet", "restormer", "uformer", "rcdnet", "efficientderain")
+"""Known here as well: a shell that completes can't wait for torch."""
+
+DATASETS = ("gopro", "sensenoise", "rain", "folder")
+
+
+def completes(
+    *names: str, files: bool = False
+) -> "Callable[[click.Context, click.Parameter, str], list[CompletionItem[str]]]":
+    """What a shell offers for an option: names, and files if these are taken too."""
+
+    def offer(
+        ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> "list[CompletionItem[str]]":
+        from click.shell_completion import CompletionItem
+
+        items = [CompletionItem(name) for name in names if name.startswith(incomplete)]
+        return items + ([CompletionItem(incomplete, type="file")] if files else [])
+
+    return offer
+
+
+def offer_presets(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> "list[CompletionItem[str]]":
+    """The recipes that ship, by the names of their files, and files."""
+    folder = Path(__file__).resolve().parents[1] / "training" / "presets"
+    names = sorted(file.stem for file in folder.glob("*.toml"))
+    return completes(*names, files=param.name == "config")(ctx, param, incomplete)
+
+
 class _PathOrUrl(click.Path):
     """A path, or the URL of a folder in an object store as it was given."""
 
@@ -46,6 +80,19 @@ class _PathOrUrl(click.Path):
 
 
 PathOrUrlOption = _PathOrUrl(path_type=Path)
+
+
+def json_option(function: "F") -> "F":
+    """--json, for commands that report something: one JSON object on stdout and nothing else."""
+    option = click.option(
+        "--json", "as_json", is_flag=True, help="Print one JSON object instead of text."
+    )
+    return option(function)
+
+
+def print_json(record: "Mapping[str, Any]") -> None:
+    """Print what `--json` asks for; paths become strings."""
+    click.echo(json.dumps(record, default=str))
 
 
 def dataset_options(function: "F") -> "F":
@@ -114,6 +161,7 @@ def _dataset_options(function: "F", split: "Callable[[F], F]") -> "F":
                 required=True,
                 metavar="NAME",
                 help="gopro, sensenoise, rain or folder.",
+                shell_complete=completes(*DATASETS),
             ),
             click.option("--root", required=True, type=PathOption, help="The dataset's folder."),
             split,

@@ -9,6 +9,7 @@ from samprior.cli.job_view import job_view
 from samprior.cli.options import (
     PathOption,
     PathOrUrlOption,
+    completes,
     crew_options,
     dataset_options,
     open_dataset,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 @click.command("precompute", short_help="Segment a dataset once and keep all masks.")
 @dataset_options
 @click.option(
+    "-o",
     "--out",
     required=True,
     type=PathOrUrlOption,
@@ -38,10 +40,22 @@ if TYPE_CHECKING:
     show_default=True,
     help="A store, or tars to stream from.",
 )
-@click.option("--segmenter", default="sam", show_default=True, help="sam or superpixel.")
-@click.option("--model", help="vit_h, vit_l or vit_b.  [default: vit_h]")
-@click.option("--checkpoint", type=PathOption, help="SAM's .pth file; else it is downloaded.")
-@click.option("--device", help="Where SAM runs; default: a GPU where there is one.")
+@click.option(
+    "--segmenter",
+    default="sam",
+    show_default=True,
+    help="sam or superpixel.",
+    shell_complete=completes("sam", "superpixel"),
+)
+@click.option("--model", "--sam-model", "model", help="vit_h, vit_l or vit_b.  [default: vit_h]")
+@click.option(
+    "--checkpoint",
+    "--sam-checkpoint",
+    "checkpoint",
+    type=PathOption,
+    help="SAM's .pth file; else it is downloaded.",
+)
+@click.option("--device", help="auto, cpu, cuda, cuda:1 ...  [default: auto]")
 @click.option("--engine", help="fast or official (the reference).  [default: fast]")
 @click.option("--precision", help="float32, bfloat16 or float16.  [default: float32]")
 @click.option(
@@ -139,7 +153,7 @@ def command(  # one argument per option
     sam = {
         "model": model,
         "checkpoint": checkpoint and str(checkpoint.absolute()),
-        "device": device,
+        "device": None if device == "auto" else device,
         "engine": engine,
         "precision": precision,
     }

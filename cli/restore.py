@@ -4,7 +4,15 @@ from pathlib import Path
 
 import click
 
-from samprior.cli.options import PathOption, tlc_options, tlc_window
+from samprior.cli.options import (
+    NETWORKS,
+    PathOption,
+    completes,
+    json_option,
+    print_json,
+    tlc_options,
+    tlc_window,
+)
 from samprior.cli.progress import progress
 
 
@@ -16,8 +24,13 @@ from samprior.cli.progress import progress
 @click.option("--overlap-px", default=32, show_default=True, help="Overlap of tiles.")
 @tlc_options
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 ...")
-@click.option("--network", help="Architecture of an official .pth file, or your own factory.")
+@click.option(
+    "--network",
+    help="Architecture of an official .pth file, or your own factory.",
+    shell_complete=completes(*NETWORKS),
+)
 @click.option("--preset", help="Shape of an official .pth checkpoint, such as gopro_w32.")
+@json_option
 def command(
     checkpoint: Path,
     source: Path,
@@ -29,6 +42,7 @@ def command(
     device: str,
     network: str | None,
     preset: str | None,
+    as_json: bool,
 ) -> None:
     """Restore a picture, or all pictures below a folder; names are kept, the results are PNG.
 
@@ -51,7 +65,12 @@ def command(
             tlc_px=tlc_window(tlc, tlc_px),
             progress=advance,
         )
-    click.echo(f"{len(plan) - len(failed)} of {len(plan)} pictures restored to {target}")
+    done = len(plan) - len(failed)
+    if as_json:
+        reasons = {str(file): reason for file, reason in failed.items()}
+        print_json({"out": target, "restored": done, "pictures": len(plan), "failed": reasons})
+    else:
+        click.echo(f"{done} of {len(plan)} pictures restored to {target}")
     for reason in failed.values():
         click.echo(f"samprior: {reason}", err=True)
     if failed:

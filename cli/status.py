@@ -1,13 +1,12 @@
 """`samprior status`: how far a store is, and whether its job runs."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from samprior.cli.options import PathOrUrlOption
+from samprior.cli.options import PathOrUrlOption, json_option, print_json
 
 if TYPE_CHECKING:
     from samprior.storage.status import Status, Writer
@@ -18,7 +17,7 @@ REASONS_SHOWN = 20
 
 @click.command("status")
 @click.argument("store", type=PathOrUrlOption)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, with all reasons.")
+@json_option
 def command(store: Path | str, as_json: bool) -> None:
     """Say how far the job of a store is, whether it runs, and how long it will take.
 
@@ -33,7 +32,7 @@ def command(store: Path | str, as_json: bool) -> None:
 
     status = store_status(store)
     if as_json:
-        click.echo(json.dumps(status.to_record()))
+        print_json(status.to_record())
         return
     _print(status, str(store))
     for name, of_set in status.mask_sets.items():

@@ -2,12 +2,19 @@
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from samprior.cli.options import PathOption
-from samprior.cli.progress import Advance, progress
+from samprior.cli.options import (
+    NETWORKS,
+    PathOption,
+    completes,
+    json_option,
+    offer_presets,
+    print_json,
+)
+from samprior.cli.training_view import TrainingView
 
 if TYPE_CHECKING:
     from samprior.training.config import TrainConfig
@@ -16,10 +23,17 @@ if TYPE_CHECKING:
 
 @click.command("train")
 @click.option(
-    "--config", type=PathOption, help="TOML file, or one of `samprior presets` by its name."
+    "--config",
+    type=PathOption,
+    help="TOML file, or one of `samprior presets` by its name.",
+    shell_complete=offer_presets,
 )
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key.")
-@click.option("--network", help="Short for --set network.name=..., such as my_package.nets:make.")
+@click.option(
+    "--network",
+    help="Short for --set network.name=..., such as my_package.nets:make.",
+    shell_complete=completes(*NETWORKS),
+)
 @click.option(
     "--init", type=PathOption, help="Short for --set network.init=...: weights to start from."
 )
@@ -38,6 +52,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="GPUs of each of these workers.",
 )
+@json_option
 def command(
     config: Path | None,
     overrides: tuple[str, ...],
@@ -46,6 +61,7 @@ def command(
     launcher: str,
     workers: int | None,
     gpus_per_worker: float,
+    as_json: bool,
 ) -> None:
     """Train network 1, a teacher that sees the masks, and distil it back into network 1.
 
@@ -69,15 +85,17 @@ def command(
     named = [f"{key}={value}" for key, value in short.items() if value is not None]
     settings = load_config(config, [*overrides, *named])
     if workers is not None:
-        _report(settings, _train_with_ray(settings, workers, gpus_per_worker))
+        result = _train_with_ray(settings, workers, gpus_per_worker)
+        _report(settings, result, as_json=as_json)
         return
     from samprior.training.parallel import is_leading_process
     from samprior.training.run import train
 
     with ExitStack() as stack:
-        result = train(settings, progress=_StageBars(stack))
+        view = TrainingView(stack)
+        result = train(settings, announce=view.announce, progress=view)
     if is_leading_process():
-        _report(settings, result)
+        _report(settings, result, as_json=as_json)
 
 
 def _train_with_ray(settings: "TrainConfig", workers: int, gpus_per_worker: float) -> "RunResult":
@@ -88,7 +106,10 @@ def _train_with_ray(settings: "TrainConfig", workers: int, gpus_per_worker: floa
         return train_with_ray(settings, workers=workers, gpus_per_worker=gpus_per_worker)
 
 
-def _report(settings: "TrainConfig", result: "RunResult") -> None:
+def _report(settings: "TrainConfig", result: "RunResult", *, as_json: bool) -> None:
+    if as_json:
+        print_json({"out": settings.out, **result.to_record()})
+        return
     click.echo(f"{settings.out}:")
     for name, stage in result.stages.items():
         if stage.psnr_db is not None and stage.start_psnr_db is not None:
@@ -103,18 +124,4 @@ def _report(settings: "TrainConfig", result: "RunResult") -> None:
     if result.advice:
         click.echo(f"  {result.advice}")
     click.echo(f"  ships: {result.shipped}")
-
-
-class _StageBars:
-    """One progress display per stage, opened when the stage starts."""
-
-    def __init__(self, stack: ExitStack) -> None:
-        self.stack = stack
-        self.bars: dict[str, Advance] = {}
-
-    def __call__(self, stage: str, step: int, total: int, losses: dict[str, Any]) -> None:
-        if stage not in self.bars:
-            self.stack.pop_all().close()
-            self.bars[stage] = self.stack.enter_context(progress(f"{stage:<8}", "step"))
-        remark = " ".join(f"{name} {value:.4g}" for name, value in losses.items())
-        self.bars[stage](step, total, remark)
+    click.echo(f"  report: {result.report}")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from samprior.cli.job_view import job_view
-from samprior.cli.options import PathOrUrlOption
+from samprior.cli.options import PathOrUrlOption, json_option, print_json
 from samprior.cli.progress import progress
 
 if TYPE_CHECKING:
@@ -20,8 +20,14 @@ if TYPE_CHECKING:
 @click.option("--no-recompute", is_flag=True, help="With --repair: only remove.")
 @click.option("--workers", type=int, help="Ray workers of the repair, as for precompute.")
 @click.option("--seed", default=0, show_default=True, help="Chooses the images to decode.")
+@json_option
 def command(
-    store: Path | str, repair: bool, no_recompute: bool, workers: int | None, seed: int
+    store: Path | str,
+    repair: bool,
+    no_recompute: bool,
+    workers: int | None,
+    seed: int,
+    as_json: bool,
 ) -> None:
     """Check every byte of a store against its receipts and decode an image of each shard.
 
@@ -38,17 +44,21 @@ def command(
 
     with told_plainly(str(store), is_job=False), progress("verifying", "shard") as advance:
         found = verify_store(store, repair=repair, seed=seed, progress=advance)
-    _print(str(store), found)
-    for name, of_set in found.mask_sets.items():
-        _print(f"{store}, masks {name}", of_set)
-    if found.ok:
-        return
-    if repair and (found.mendable or not no_recompute):
+    if not as_json:
+        _print(str(store), found)
+        for name, of_set in found.mask_sets.items():
+            _print(f"{store}, masks {name}", of_set)
+    is_whole = found.ok
+    if not is_whole and repair and (found.mendable or not no_recompute):
         if not found.mendable:
-            _recompute(store, found, workers)
-        if _is_whole_again(store, found, seed):
-            click.echo(f"{store}: whole again")
-            return
+            _recompute(store, found, workers, say=not as_json)
+        is_whole = _is_whole_again(store, found, seed)
+    if as_json:
+        print_json({"store": str(store), "whole": is_whole, **found.to_record()})
+    elif is_whole and not found.ok:
+        click.echo(f"{store}: whole again")
+    if is_whole:
+        return
     if found.writer is not None:
         todo = "a job writes to it, so run it again when that has ended"
     elif found.pictures:
@@ -75,20 +85,20 @@ def _is_whole_again(store: Path | str, found: "Verification", seed: int) -> bool
     return now.ok and not found.pictures
 
 
-def _recompute(store: Path | str, found: "Verification", workers: int | None) -> None:
+def _recompute(store: Path | str, found: "Verification", workers: int | None, *, say: bool) -> None:
     """Make again what was removed or missing, in the store and then in its mask sets."""
     from samprior.storage.mask_sets import set_name
     from samprior.storage.places import open_place
 
     place = open_place(store)
     if found.needs_job:
-        _run_again(store, place, workers)
+        _run_again(store, place, workers, say=say)
     for name, of_set in found.mask_sets.items():
         if of_set.needs_job:
-            _run_again(store, place.below(set_name(name)), workers)
+            _run_again(store, place.below(set_name(name)), workers, say=say)
 
 
-def _run_again(store: Path | str, part: "Place", workers: int | None) -> None:
+def _run_again(store: Path | str, part: "Place", workers: int | None, *, say: bool) -> None:
     """Run the command of the store, or of the mask set at `part`, again."""
     from samprior.pipeline.job_record import read_record
     from samprior.pipeline.recompute import recompute
@@ -111,7 +121,8 @@ def _run_again(store: Path | str, part: "Place", workers: int | None) -> None:
             f"{part.url}: what was broken is removed, and can't be made again, as its dataset is "
             f"not where it was ({error}). When it is there, run: {again}"
         ) from error
-    click.echo(f"{part.url}: {counted(result.shards_written, 'shard')} made again")
+    if say:
+        click.echo(f"{part.url}: {counted(result.shards_written, 'shard')} made again")
 
 
 def _print(name: str, found: "Verification") -> None:

@@ -11,6 +11,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from samprior.pipeline.folders import (
@@ -83,11 +84,22 @@ class Dataset:
             text += f" in {counted(num_folders, noun)}"
         return f"{text}, {self._sizes()}"
 
-    def _sizes(self) -> str:
+    @property
+    def smallest_px(self) -> int | None:
+        """Smallest side by the headers of a few evenly spaced pairs; None if none can be read."""
+        sizes = [size for size in self._headers if not isinstance(size, str)]
+        return min((min(size) for size in sizes), default=None)
+
+    @cached_property
+    def _headers(self) -> list[tuple[int, int] | str]:
         num_sampled = min(_NUM_SAMPLED, len(self.pairs))
         steps = max(num_sampled - 1, 1)
         sampled = [self.pairs[i * (len(self.pairs) - 1) // steps] for i in range(num_sampled)]
-        headers = [_header(pair.clean) for pair in sampled]
+        return [_header(pair.clean) for pair in sampled]
+
+    def _sizes(self) -> str:
+        headers = self._headers
+        num_sampled = len(headers)
         sizes = sorted({size for size in headers if not isinstance(size, str)}, key=_area)
         faults = [fault for fault in headers if isinstance(fault, str)]
         text = " to ".join(_size_text(size) for size in dict.fromkeys((*sizes[:1], *sizes[-1:])))

@@ -35,6 +35,9 @@ from samprior.storage.survey import (
     survey,
 )
 
+NUM_IMAGES = 24
+"""Images that are drawn unless more are asked for."""
+
 _PIXELATED_BELOW_PX = 320
 """Longer side below which a browser's smoothing would blur what is to be seen."""
 
@@ -70,7 +73,7 @@ def write_report(
     store: MaskStore,
     out: Path,
     *,
-    num_images: int = 24,
+    num_images: int = NUM_IMAGES,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:

@@ -26,8 +26,22 @@ def write_page(
 ) -> Path:
     """Fill a template and write the page to `out`, whole or not at all; return `out`.
 
+    The arguments after the HTML file `out` are those of `page_bytes`.
+    """
+    write_bytes(out, page_bytes(values, package=package, template=template, filters=filters))
+    return out
+
+
+def page_bytes(
+    values: Mapping[str, Any],
+    *,
+    package: str,
+    template: str,
+    filters: Mapping[str, Callable[..., Any]] | None = None,
+) -> bytes:
+    """Fill a template.
+
     Args:
-        out: the HTML file.
         values: what the template names; one that is missing is an error.
         package: where the template lies, such as `samprior.training`.
         template: its file name; it may extend `base.html.j2`.
@@ -44,8 +58,7 @@ def write_page(
     environment.filters.update(filters or {})
     page = environment.get_template(template).render(values)
     # Keys made from file names may hold lone surrogates, which UTF-8 can't.
-    write_bytes(out, page.encode("utf-8", "backslashreplace"))
-    return out
+    return page.encode("utf-8", "backslashreplace")
 
 
 def told(value: object) -> str:

@@ -2,8 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence, Set
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -74,6 +74,26 @@ class Verification:
         """Whether a repair makes all of it whole, or has done so, and leaves nothing to a job."""
         whole = not (self.needs_job or self.unchecked or self.pictures)
         return whole and all(found.mendable for found in self.mask_sets.values())
+
+    def to_record(self) -> dict[str, Any]:
+        """What was found, as JSON."""
+        return {
+            "ok": self.ok,
+            "num_images": self.num_images,
+            "num_masks": self.num_masks,
+            "num_shards": self.num_shards,
+            "planned_shards": self.planned_shards,
+            "stored_bytes": self.stored_bytes,
+            "quarantined": self.quarantined,
+            "broken": self.broken,
+            "unchecked": self.unchecked,
+            "metadata": self.metadata,
+            "pictures": self.pictures,
+            "leftovers": self.leftovers,
+            "writer": None if self.writer is None else asdict(self.writer),
+            "strangers": self.strangers,
+            "mask_sets": {name: one.to_record() for name, one in self.mask_sets.items()},
+        }
 
     def lines(self) -> Iterator[str]:
         """What is wrong or odd, but for mask sets, in lines for people."""

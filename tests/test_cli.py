@@ -330,13 +330,6 @@ def test_official_checkpoints_restore_when_they_are_named(
     assert read_rgb(pictures[1]).shape == (64, 80, 3)
 
 
-def test_doctor_lists_what_there_is(samprior: Samprior) -> None:
-    code, out, _ = samprior("doctor")
-    assert code == 0
-    for word in ("Python", "torch", "segment-anything", "CPU", "cache", "vit_h"):
-        assert word in out
-
-
 def test_the_demo_runs_every_step(
     samprior: Samprior, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -67,7 +67,7 @@ def test_what_is_exported_can_be_imported(
 
 
 def test_tars_of_run_lengths(samprior: Samprior, store: Path, tmp_path: Path) -> None:
-    options = ("--to", "webdataset", "--masks", "rle", "--images-per-tar", 2)
+    options = ("--to", "webdataset", "--mask-format", "rle", "--images-per-tar", 2)
     code, out, err = samprior("export", store, *options, tmp_path / "out")
     assert code == 0, err
     assert "3 images in 2 tars" in out
@@ -101,8 +101,8 @@ def test_precompute_writes_the_tars_of_the_export(samprior: Samprior, tmp_path: 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--to", "coco", "--masks", "rle"), "--masks and --images-per-tar go with"),
-        (("--to", "png", "--images-per-tar", 2), "--masks and --images-per-tar go with"),
+        (("--to", "coco", "--mask-format", "rle"), "--mask-format and --images-per-tar go with"),
+        (("--to", "png", "--images-per-tar", 2), "--mask-format and --images-per-tar go with"),
         (("--to", "webdataset", "--picture", "clean"), "tars hold both"),
         (("--to", "webdataset", "--images-per-tar", 0), "at least 1, got 0"),
         (("--to", "coco", "--picture", "degraded"), "no degraded one"),

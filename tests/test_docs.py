@@ -1,8 +1,11 @@
 """The pages tell the truth where a machine can check it: code, commands, links, settings."""
 
 import importlib.util
+import json
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +16,7 @@ import pytest
 
 from samprior.cli.main import cli
 from samprior.pipeline.segmenters import segmenter_settings
+from samprior.storage.images import write_png
 from samprior.training.config import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,10 +40,13 @@ def commands() -> list[Any]:
         for line in text.replace("\\\n", " ").splitlines()
         if line.startswith("samprior ")
     ]
-    return [
-        pytest.param(shlex.split(line, comments=True)[1:], id=f"{page}: {line}")
-        for page, line in lines
-    ]
+    return [pytest.param(_words(line), id=f"{page}: {line}") for page, line in dict.fromkeys(lines)]
+
+
+def _words(line: str) -> list[str]:
+    """The arguments of a command, up to where the shell sends its output."""
+    words = shlex.split(line, comments=True)[1:]
+    return words[: words.index(">")] if ">" in words else words
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
@@ -64,9 +71,11 @@ def test_links_lead_to_files(page: Path) -> None:
             path, _, anchor = target.partition("#")
             file = page.parent / path if path else page
             assert file.exists(), f"{page.name} links to {target}"
+            if not anchor:
+                continue
             titles = re.findall(r"^#+ (.*)$", file.read_text("utf-8"), re.MULTILINE)
             anchors = {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
-            assert not anchor or anchor in anchors, f"{page.name} links to {target}"
+            assert anchor in anchors, f"{page.name} links to {target}"
 
 
 def script(name: str) -> ModuleType:
@@ -110,6 +119,51 @@ def test_the_table_of_settings_is_up_to_date() -> None:
     module = script("config_reference")
     assert (ROOT / "docs" / "config.md").read_text("utf-8") == module.reference()
     assert "None |" not in module.reference(), "a setting has no docstring"
+
+
+@pytest.mark.parametrize("name", ["cli", "api"])
+def test_generated_references_are_up_to_date(name: str) -> None:
+    """If not: python docs/cli_reference.py, python docs/api_reference.py."""
+    page = (ROOT / "docs" / f"{name}.md").read_text("utf-8")
+    assert page == script(f"{name}_reference").reference()
+
+
+def test_the_site_has_all_pages_and_no_dead_link(tmp_path: Path) -> None:
+    """mkdocs in strict mode: links, anchors, pages that the navigation forgets."""
+    if importlib.util.find_spec("mkdocs") is None:
+        pytest.skip('mkdocs is not installed; pip install -e ".[docs]"')
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path / "site"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "site" / "cli.html").exists()
+    assert (tmp_path / "site" / "CONTRIBUTING.html").exists()
+
+
+def test_the_notebook_runs() -> None:
+    """From top to bottom, in a kernel of its own; it is committed without its outputs."""
+    notebook = ROOT / "docs" / "explore.ipynb"
+    assert all(not cell.get("outputs") for cell in json.loads(notebook.read_text())["cells"])
+    for library in ("nbclient", "ipykernel"):
+        if importlib.util.find_spec(library) is None:
+            pytest.skip(f'{library} is not installed; pip install -e ".[dev]"')
+    code = "from nbclient.cli import main; main()"
+    command = [sys.executable, "-c", code, "--timeout=250", str(notebook)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_picture_of_the_readme_is_made_of_the_demo(
+    tmp_path: Path, make_store: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a store of the demo's form; the picture that is committed is small."""
+    store = make_store(tmp_path / "sensenoise" / "store-test", [(40, 56)] * 2)
+    module = script("readme_picture")
+    monkeypatch.setattr(module, "KEY", store.keys[1])
+    write_png(tmp_path / "sensenoise" / "restored" / f"{store.keys[1]}.png", store[1].clean)
+    shown = module.panels(tmp_path)
+    assert [picture.shape for _, picture in shown] == [(40, 56, 3)] * 3
+    assert module.composed(shown).width > 3 * module.HEIGHT_PX
+    assert module.PICTURE.stat().st_size < 200_000
 
 
 def test_the_tables_of_the_studies_are_those_of_their_results() -> None:

@@ -23,7 +23,7 @@ from samprior.training.stages import Losses
 from samprior.training.validation import validate
 
 Progress = Callable[[str, int, int, dict[str, float]], None]
-"""Called with (stage, steps done, steps in all, last losses)."""
+"""Called with (stage, steps done, steps in all, last losses and score); empty between."""
 
 KeepWeights = Callable[[Path, dict[str, Tensor], int, float], None]
 """Writes weights that reached a PSNR in dB at a step."""
@@ -59,6 +59,7 @@ class Reports:
         self.keep_weights, self.progress = keep_weights, progress
         self.digest = content_digest(validation) if validation else ""
         self.board: Board | None = None
+        self.scored: dict[str, float] = {}
         with run.team.together():
             if run.team.leads:
                 self.log = Log(folder / "metrics.jsonl", run.step)
@@ -102,6 +103,7 @@ class Reports:
                 file = best_file(self.folder, run.step, psnr_db)
                 self.keep_weights(file, run.average, run.step, psnr_db)
             self.log.write(**line)
+            self.scored = {"psnr_db": psnr_db}
             if self.board:
                 self.board.write(run.step, {"validation_psnr_db": psnr_db})
 
@@ -161,4 +163,5 @@ class Reports:
     def _show(self, values: dict[str, float]) -> None:
         if self.progress and self.run.team.leads:
             stage = self.run.stage
-            self.progress(stage.name, self.run.step, stage.iterations, values)
+            self.progress(stage.name, self.run.step, stage.iterations, values | self.scored)
+            self.scored = {}

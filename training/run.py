@@ -1,7 +1,7 @@
 """A whole run: its stages in order, the files it leaves, and the comparison that counts."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,11 +35,13 @@ from samprior.training.logs import require_tensorboard
 from samprior.training.loop import run_stage
 from samprior.training.mixing import open_rain_layers
 from samprior.training.model_card import CARD, Shipped, model_card, model_record
+from samprior.training.outlook import Outlook, outlook
 from samprior.training.parallel import Team, joined
 from samprior.training.priors import RelationLoss
 from samprior.training.records import records_of
 from samprior.training.reports import Progress, StageResult
 from samprior.training.restore import pick_device
+from samprior.training.run_report import REPORT, write_run_report
 from samprior.training.stages import (
     STAGES_OF_MODE,
     Stage,
@@ -75,6 +77,22 @@ class RunResult:
             return None
         return distilled.psnr_db - control.psnr_db
 
+    @property
+    def report(self) -> Path:
+        """The page with curves and pictures."""
+        return self.shipped.with_name(REPORT)
+
+    def to_record(self) -> dict[str, Any]:
+        """The result as JSON."""
+        return {
+            "stages": {name: asdict(stage) for name, stage in self.stages.items()},
+            "gain_over_control_db": self.gain_db,
+            "protocol": self.protocol,
+            "ships": str(self.shipped),
+            "report": str(self.report),
+            "advice": self.advice,
+        }
+
 
 def read_result(config: TrainConfig) -> RunResult:
     """How a finished run ended, from its folder."""
@@ -101,12 +119,18 @@ class _Prepared:
         return len(self.validation) if self.validation else 0
 
 
-def train(config: TrainConfig, *, progress: Progress | None = None) -> RunResult:
+def train(
+    config: TrainConfig,
+    *,
+    announce: Callable[[Outlook], None] | None = None,
+    progress: Progress | None = None,
+) -> RunResult:
     """Run every stage of `config.mode`; finished stages are loaded, unfinished ones go on.
 
     Writes below `config.out`: resolved.toml, one folder per stage, model.safetensors (the network
-    that ships), its model_card.md and summary.json. Among the ranks of torchrun or Ray Train, all
-    call this, rank 0 writes, and all get the same result.
+    that ships), its model_card.md, summary.json and report.html. Among the ranks of torchrun or Ray
+    Train, all call this, rank 0 writes, and all get the same result. On rank 0 `announce` is told
+    what is about to be done, once all is checked.
 
     Raises:
         ConfigError, StoreError, CheckpointError: settings, stores and files that don't fit.
@@ -115,6 +139,8 @@ def train(config: TrainConfig, *, progress: Progress | None = None) -> RunResult
     with joined(pick_device(config.device)) as (team, device):
         with team.together():
             run = _prepare(config, device, team)
+            if announce is not None and team.leads:
+                announce(_outlook(config, run, device, team))
         with _writing(config, team, run):
             results: dict[str, StageResult] = {}
             for name, record in run.records.items():
@@ -162,6 +188,19 @@ def _prepare(config: TrainConfig, device: torch.device, team: Team) -> _Prepared
     return _Prepared(store, validation, network, teacher, relation, records)
 
 
+def _outlook(config: TrainConfig, run: _Prepared, device: torch.device, team: Team) -> Outlook:
+    return outlook(
+        config,
+        run.network,
+        run.teacher,
+        run.relation,
+        num_images=len(run.store),
+        num_validated=run.num_validated,
+        device=device,
+        ranks=team.size,
+    )
+
+
 @contextmanager
 def _writing(config: TrainConfig, team: Team, run: _Prepared) -> Iterator[None]:
     """Rank 0 holds the run's folder, tidied, with the settings in it."""
@@ -187,6 +226,15 @@ def _conclude(config: TrainConfig, results: dict[str, StageResult], run: _Prepar
         Shipped(read_record(model), num_parameters, results, result.gain_db, len(run.store))
     )
     write_bytes(config.out / CARD, card.encode())
+    write_run_report(
+        config,
+        results,
+        gain_db=result.gain_db,
+        protocol=result.protocol,
+        num_parameters=num_parameters,
+        num_images=len(run.store),
+        made_of=run.store.header.made_of,
+    )
     ships = chosen.relative_to(config.out).as_posix()
     write_bytes(
         config.out / "summary.json", _summary(result, run.records[last], ships=ships).encode()

@@ -17,7 +17,7 @@ from samprior.storage.errors import ConfigError
 def to_toml(values: Mapping[str, Any], prefix: str = "") -> str:
     """Nested settings as TOML text; None is left out."""
     lines = [
-        f"{name} = {_value(value)}"
+        f"{name} = {toml_value(value)}"
         for name, value in values.items()
         if value is not None and not isinstance(value, Mapping)
     ]
@@ -65,12 +65,12 @@ def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
     return lines
 
 
-def _value(value: Any) -> str:  # noqa: ANN401  # anything that a setting holds
-    """A value on one line."""
+def toml_value(value: Any) -> str:  # noqa: ANN401  # anything that a setting holds
+    """A value on one line, a table inline."""
     if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_value, value))}]"
+        return f"[{', '.join(map(toml_value, value))}]"
     if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{name} = {_value(inner)}' for name, inner in value.items())}}}"
+        return f"{{{', '.join(f'{name} = {toml_value(inner)}' for name, inner in value.items())}}}"
     # Not ASCII: JSON writes rare characters as two escapes, which TOML doesn't know.
     return json.dumps(value, ensure_ascii=False)
 
