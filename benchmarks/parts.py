@@ -45,7 +45,7 @@ class Part:
         """Why nothing can be compared in this environment; None: it can."""
         if self.peer is None or find_spec(self.peer) is not None:
             return None
-        return f"{self.peer} is not installed: .venv/bench/bin/pip install {self.peer}"
+        return f"{self.peer} is not installed: .venv/bench/bin/python -m pip install {self.peer}"
 
     def arguments(self, *, quick: bool, device: str, checkpoint: Path | None) -> list[str]:
         """Arguments of the script."""

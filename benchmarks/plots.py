@@ -75,7 +75,10 @@ def memory_plot(record: Record) -> str:
         for loader in record["loaders"]
     }
     most = max(max(values) for values in series.values()) * 1.1
-    parts = [f'<text x="{_MARGIN}" y="20">Memory of what reads ahead, MB above the start</text>']
+    parts = [
+        f'<text x="{_MARGIN}" y="20">Memory of what reads ahead, after each epoch, MB above '
+        "the start</text>"
+    ]
     for step in range(5):
         y = bottom - step / 4 * (bottom - 50)
         parts.append(
@@ -102,11 +105,9 @@ def memory_plot(record: Record) -> str:
     epochs = max(map(len, series.values()))
     for epoch in range(epochs):
         x = left + (width - 20 - left) / max(epochs - 1, 1) * epoch
-        told = f"epoch {epochs}" if epoch == epochs - 1 else str(epoch + 1)
-        anchor = "end" if epoch == epochs - 1 else "middle"
         parts.append(
-            f'<text class="small" x="{x:.1f}" y="{bottom + 16}" text-anchor="{anchor}">'
-            f"{told}</text>"
+            f'<text class="small" x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">'
+            f"{epoch + 1}</text>"
         )
     return _svg(width, height, parts, "Memory of loaders by epoch")
 
