@@ -82,7 +82,7 @@ def main(
         failed += [part.name] if run["state"] == "failed" else []
         console.print(f"{run['state']}: {escape(told)}", highlight=False, soft_wrap=True)
     show(console, lines(folder), quick=quick)
-    console.print(f"written: {write_page(folder)}", highlight=False, soft_wrap=True)
+    console.print(f"written: {write_page(folder, quick=quick)}", highlight=False, soft_wrap=True)
     if failed:
         raise click.ClickException(f"failed: {', '.join(failed)}; see {folder / 'logs'}")
 
@@ -185,12 +185,13 @@ def terminal_table(board: Sequence[Line], *, quick: bool) -> Table:
     return table
 
 
-def write_page(folder: Path) -> Path:
+def write_page(folder: Path, *, quick: bool) -> Path:
     """The page of the usual results, or a page beside results that lie elsewhere."""
     if folder in (page.RESULTS, page.RESULTS / page.GPU):
         page.main()
         return page.PAGE
-    head = f"# Results of {folder.name}\n\n{page.BEGIN}{page.END}"
+    told = "Quick: small sizes and a SAM of a few layers, that say nothing about goals.\n\n"
+    head = f"# Results of {folder.name}\n\n{told if quick else ''}{page.BEGIN}{page.END}"
     for name, text in page.files(folder, page=head).items():
         (folder / name).write_text(text, "utf-8")
     return folder / "benchmarks.md"

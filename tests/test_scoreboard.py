@@ -237,6 +237,9 @@ def test_what_fails_is_shown_and_does_not_stop_the_others(
     assert states(scripts, folder, "samprior --help") == ["not run"]
     assert "no [luck] today" in (folder / "benchmarks.md").read_text("utf-8")
     assert "about to" in (folder / "logs" / "cli_start.txt").read_text("utf-8")
+    assert "say nothing about goals" not in (folder / "benchmarks.md").read_text("utf-8")
+    two_parts("--quick")
+    assert "say nothing about goals" in (folder / "benchmarks.md").read_text("utf-8")
 
 
 def test_what_is_left_out_keeps_its_earlier_results(
