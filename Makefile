@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 BENCH := $(VENV)/bench
+BENCH_PIP = PYTHONWARNINGS=ignore $(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check
 STAMP := $(VENV)/.installed
 
 .PHONY: help demo test chaos lint links benchmark clean
@@ -52,12 +53,15 @@ $(BENCH)/.installed: $(STAMP)
 	@test -x $(BENCH)/bin/python || $(BIN)/python -m venv --without-pip $(BENCH)
 	@$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
 		> $$($(BENCH)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/beneath.pth
-	@if PYTHONWARNINGS=ignore $(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[bench]"; \
-		then touch $@; else echo "== some peers could not be installed: their rows will say so"; fi
+	@if $(BENCH_PIP) --editable ".[bench]"; then touch $@; else \
+		echo "== not all of them fit: one by one"; \
+		for peer in $$($(BENCH)/bin/python -c 'import tomllib; \
+			print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["bench"])'); \
+		do $(BENCH_PIP) "$$peer" || echo "== without $$peer: its rows will say so"; done; fi
 
 # QUICK=1 for minutes instead of an hour, DEVICE=cuda for a GPU, CHECKPOINT=sam_vit_h_4b8939.pth for SAM's weights.
 benchmark: $(BENCH)/.installed
-	@$(BENCH)/bin/python benchmarks/run_all.py $(if $(QUICK),--quick) $(if $(DEVICE),--device $(DEVICE)) \
+	@$(BENCH)/bin/python benchmarks/run_all.py $(if $(filter-out 0,$(QUICK)),--quick) $(if $(DEVICE),--device $(DEVICE)) \
 		$(if $(CHECKPOINT),--checkpoint $(CHECKPOINT))
 
 clean:

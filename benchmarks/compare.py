@@ -11,19 +11,22 @@ masks, parameters) have no noise. What only one side has is new or gone. Files o
 compared; if their settings differ, none of it is.
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import click
-from quantities import Quantity, Record, load, quantities
+from quantities import Quantity, Record, files_of, quantities
 
 Verdict = Literal["worse", "improved", "unsure", "new", "gone", "same"]
 
 ORDER: tuple[Verdict, ...] = ("worse", "improved", "unsure", "new", "gone", "same")
 
-FOUND = ("machine", "versions", "masks", "seeds", "commit", "memcpy_s_a_crop", "not_measured")
+FOUND = (
+    "machine", "versions", "masks", "seeds", "commit", "memcpy_s_a_crop", "runs", "not_measured",
+)  # fmt: skip
 """Keys of a file that are no settings."""
 
 
@@ -47,7 +50,13 @@ class Change:
 @click.command()
 @click.argument("old", type=click.Path(path_type=Path, exists=True))
 @click.argument("new", type=click.Path(path_type=Path, exists=True))
-@click.option("--least", default=0.05, show_default=True, help="Smallest share that counts.")
+@click.option(
+    "--least",
+    type=click.FloatRange(min=0),
+    default=0.05,
+    show_default=True,
+    help="Smallest share that counts.",
+)
 @click.option("--fail-on-worse", is_flag=True, help="Exit code 1 if something got worse.")
 @click.option("--all", "shows_all", is_flag=True, help="List what did not move, too.")
 def main(old: Path, new: Path, least: float, fail_on_worse: bool, shows_all: bool) -> None:
@@ -55,6 +64,9 @@ def main(old: Path, new: Path, least: float, fail_on_worse: bool, shows_all: boo
     if old.is_dir() != new.is_dir():
         raise click.UsageError("compare two files or two folders, not one with the other")
     before, after = read(old, new)
+    for given, records in ((old, before), (new, after)):
+        if not records:
+            raise click.UsageError(f"{given} has no results; a folder of them: benchmarks/results")
     for remark in remarks(before, after):
         click.echo(remark)
     changes = list(compare(before, after, least=least))
@@ -71,9 +83,28 @@ def main(old: Path, new: Path, least: float, fail_on_worse: bool, shows_all: boo
 def read(old: Path, new: Path) -> tuple[dict[str, Record], dict[str, Record]]:
     """The results of both; two files count as one, whatever their names."""
     if old.is_dir():
-        return load(old), load(new)
-    before, after = (load(file.parent)[file.stem] for file in (old, new))
+        return records_of(old), records_of(new)
+    before, after = (records_of(file)[file.stem] for file in (old, new))
     return {new.stem: before}, {new.stem: after}
+
+
+def records_of(given: Path) -> dict[str, Record]:
+    """The results of a folder or of a single file, by stem.
+
+    Raises:
+        click.UsageError: a file is no JSON, or no results.
+    """
+    found: dict[str, Record] = {}
+    files = files_of(given) if given.is_dir() else [given]
+    for file in files:
+        try:
+            found[file.stem] = json.loads(file.read_text("utf-8"))
+            quantities(found[file.stem]), found[file.stem]["machine"]["load_average"][0]
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise click.UsageError(
+                f"{file} is no file of results; one is benchmarks/results/storage_rows.json"
+            ) from error
+    return found
 
 
 def compare(
@@ -126,6 +157,8 @@ def remarks(before: Mapping[str, Record], after: Mapping[str, Record]) -> Iterat
         old, new = (each[stem]["machine"] for each in (before, after))
         if (old["device"], old["cores"]) != (new["device"], new["cores"]):
             yield f"{stem}: other machines: {old['device']} and {new['device']}"
+        if old.get("commit") and new.get("commit"):
+            yield f"{stem}: commits {old['commit']} and {new['commit']}"
         yield f"{stem}: load {old['load_average'][0]:.2f} and {new['load_average'][0]:.2f}"
 
 

@@ -50,7 +50,7 @@ def section(results: Path, name: str) -> tuple[str, dict[str, str]]:
     """The text of one folder of results, and its plots by file."""
     board, records = lines(results), load(results)
     drawn = {f"{name}.svg": plots.goals_plot(board)}
-    pictures = [f"![Each line of the scoreboard against its goal]({name}.svg)"]
+    pictures = [f"[![Each line of the scoreboard against its goal]({name}.svg)]({name}.svg)"]
     if "worker_memory" in records:
         drawn[f"{name}-memory.svg"] = plots.memory_plot(records["worker_memory"])
         pictures.append(f"![Memory of loaders, epoch by epoch]({name}-memory.svg)")
@@ -86,10 +86,8 @@ def cells(line: Line) -> tuple[str, ...]:
     entry = line.entry
     if line.found is None:
         return entry.row, entry.what, entry.peer, "", str(entry.goal), f"not run: {line.reason}"
-    state = {"behind": "**behind peer**", "missed": "goal missed"}.get(line.state, line.state)
-    if line.state == "met" and not entry.goal.always_reached(line.found):
-        state = "met, not in every run"
-    return entry.row, entry.what, entry.peer, line.found.text, str(entry.goal), state
+    verdict = f"**{line.verdict}**" if line.state == "behind" else line.verdict
+    return entry.row, entry.what, entry.peer, line.found.text, str(entry.goal), verdict
 
 
 def where(records: Mapping[str, Record], noted: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:

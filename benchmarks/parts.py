@@ -4,6 +4,7 @@ Equal names of parts and of files of results: what a part finds is in benchmarks
 """
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +23,8 @@ class Part:
     """Arguments of a run of some ten seconds; None: there is none."""
     takes_device: bool = False
     needs: Literal["cuda", "cpu", "checkpoint", None] = None
+    peer: str | None = None
+    """Library without which there is nothing to compare with; others' absence costs single rows."""
 
     def left_out(self, *, quick: bool, device: str, checkpoint: Path | None) -> str | None:
         """Why the part can't or needn't run; None: it does."""
@@ -37,6 +40,12 @@ class Part:
         if quick and self.quick is None:
             return "takes minutes: make benchmark without QUICK"
         return None
+
+    def missing(self) -> str | None:
+        """Why nothing can be compared in this environment; None: it can."""
+        if self.peer is None or find_spec(self.peer) is not None:
+            return None
+        return f"{self.peer} is not installed: .venv/bench/bin/python -m pip install {self.peer}"
 
     def arguments(self, *, quick: bool, device: str, checkpoint: Path | None) -> list[str]:
         """Arguments of the script."""
@@ -63,23 +72,25 @@ PARTS = (
     _everything(
         "everything_post",
         "--only post --points-per-side 32 --runs 3",
-        "--only post --points-per-side 8 --runs 2",
+        "--model tiny --only post --points-per-side 8 --runs 2",
     ),
     _everything(
         "everything_decoder",
-        "--only decoder --points-per-side 16 --runs 3",
+        "--only decoder --points-per-side 32 --runs 2",
         "--model tiny --only decoder --points-per-side 8 --runs 2",
     ),
     _everything(
         "everything_whole",
         "--only whole --points-per-side 32 --runs 2",
-        "--only whole --points-per-side 4 --runs 1",
+        "--model tiny --only whole --points-per-side 4 --runs 1",
+        peer="pycocotools",
     ),
     _everything(
         "everything_vit_h",
         "--model vit_h --only whole --points-per-side 32 --runs 2",
         None,
         needs="cpu",
+        peer="pycocotools",
     ),
     _everything(
         "everything_gpu",
@@ -88,29 +99,33 @@ PARTS = (
         "--model vit_h --only whole --points-per-side 8 --runs 2 "
         "--precision float32 --precision bfloat16",
         needs="cuda",
+        peer="pycocotools",
     ),
     _everything(
         "everything_weights",
         "--model vit_h --only post --only whole --points-per-side 32 --runs 2",
         None,
         needs="checkpoint",
+        peer="pycocotools",
     ),
     _everything(
         "everything_memory",
         "--only memory --points-per-side 32",
-        "--only memory --points-per-side 4",
+        "--model tiny --only memory --points-per-side 4",
     ),
     Part(
         name="storage_rows",
         script="storage.py",
         full="--only encode --only crops --name storage_rows",
         quick="--quick --only encode --only crops --name storage_rows",
+        peer="pycocotools",
     ),
     Part(
         name="loader_batches",
         script="loader.py",
         full="--only one --only batches --workers 2 --aligned --name loader_batches",
         quick="--quick --only one --only batches --workers 2 --aligned --name loader_batches",
+        peer="pycocotools",
     ),
     Part(
         name="distillation_cost",
@@ -145,6 +160,7 @@ PARTS = (
         script="worker_memory.py",
         full="--runs 3",
         quick="--pictures 4 --size 640 360 --runs 1",
+        peer="pycocotools",
     ),
 )
 """In the order they run."""

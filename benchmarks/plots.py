@@ -25,8 +25,10 @@ _STYLE = (
     "text{font:12px system-ui,sans-serif;fill:#222b36}.small{font-size:11px;fill:#4a5766}"
     ".grid{stroke:#dce1e8}.goal{stroke:#222b36;stroke-dasharray:4 3}"
 )
-_ROW, _HEAD, _FOOT = 18, 44, 34
-_MARGIN, _LEFT, _RIGHT, _WIDTH = 20, 460, 800, 960
+_ROW, _HEAD, _FOOT = 18, 62, 34
+_MARGIN, _LEFT, _RIGHT, _WIDTH = 20, 500, 820, 1020
+_LONGEST = 84
+"""Characters of a label that fit left of the points."""
 _LEAST, _MOST = 0.02, 50.0
 
 
@@ -34,8 +36,11 @@ def goals_plot(lines: Sequence[Line]) -> str:
     """How many times each goal is reached, by line: right of 1 it is met. Logarithmic."""
     height = _HEAD + _ROW * len(lines) + _FOOT
     parts = [
-        f'<text x="{_MARGIN}" y="20">Each line of the scoreboard against its goal; '
-        "what is off the scale lies at its edge</text>",
+        f'<text x="{_MARGIN}" y="20">Each line of the scoreboard (what | peer) against its goal'
+        "</text>",
+        f'<text class="small" x="{_MARGIN}" y="37">How many times it is reached, in the middle run '
+        "and from the least to the most; met from the dashed line on. "
+        "What is off the scale lies at its edge.</text>",
         f'<text class="small" x="{_x(1)}" y="{_HEAD - 8}" text-anchor="middle">goal</text>',
     ]
     for value in (0.1, 0.5, 1, 2, 10):
@@ -70,7 +75,10 @@ def memory_plot(record: Record) -> str:
         for loader in record["loaders"]
     }
     most = max(max(values) for values in series.values()) * 1.1
-    parts = [f'<text x="{_MARGIN}" y="20">Memory of what reads ahead, MB above the start</text>']
+    parts = [
+        f'<text x="{_MARGIN}" y="20">Memory of what reads ahead, after each epoch, MB above '
+        "the start</text>"
+    ]
     for step in range(5):
         y = bottom - step / 4 * (bottom - 50)
         parts.append(
@@ -91,23 +99,27 @@ def memory_plot(record: Record) -> str:
             f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>'
         )
         parts.append(
-            f'<text x="{left + 10}" y="{height - 28 + 16 * place}" style="fill:{colour}">'
+            f'<text x="{left + 250 * place}" y="{height - 10}" style="fill:{colour}">'
             f"{escape(name)}</text>"
         )
-    parts.append(
-        f'<text class="small" x="{width - 20}" y="{bottom + 18}" text-anchor="end">epoch</text>'
-    )
+    epochs = max(map(len, series.values()))
+    for epoch in range(epochs):
+        x = left + (width - 20 - left) / max(epochs - 1, 1) * epoch
+        parts.append(
+            f'<text class="small" x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">'
+            f"{epoch + 1}</text>"
+        )
     return _svg(width, height, parts, "Memory of loaders by epoch")
 
 
 def _goal_line(line: Line, y: int) -> list[str]:
     entry, colour = line.entry, COLOURS[line.state]
     label = f"{entry.row}  {entry.what} | {entry.peer}"
-    label = label if len(label) <= 72 else label[:71] + "…"
-    words = line.state if line.found is None else f"{number(line.found.value)}  {line.state}"
+    label = label if len(label) <= _LONGEST else label[: _LONGEST - 1] + "…"
+    words = line.verdict if line.found is None else f"{number(line.found.value)}, {line.verdict}"
     told = [
         f'<text class="small" x="{_MARGIN}" y="{y + 4}">{escape(label)}</text>',
-        f'<text class="small" x="{_RIGHT + 20}" y="{y + 4}" style="fill:{colour}">{words}</text>',
+        f'<text class="small" x="{_RIGHT + 16}" y="{y + 4}" style="fill:{colour}">{words}</text>',
     ]
     share = line.found and entry.goal.share(line.found)
     if line.found is None or share is None:

@@ -27,7 +27,7 @@ CPU = ", CPU seconds"
 
 PLANES, ATOMS = "samprior, planes", "samprior, atoms and members"
 
-PLAIN = re.compile("a plain step|.*, plain")
+PLAIN = re.compile("a plain step( of .*)?|.*, plain")
 """What a is in rows whose b is ours, and should take no longer; in all others a is ours."""
 
 
@@ -68,10 +68,12 @@ def number(value: float) -> str:
 
 def load(folder: Path) -> dict[str, Record]:
     """The files of a folder of results, by their names without .json."""
-    files = sorted(folder.glob("*.json"))
-    return {
-        file.stem: json.loads(file.read_text("utf-8")) for file in files if file.name != RUNS_FILE
-    }
+    return {file.stem: json.loads(file.read_text("utf-8")) for file in files_of(folder)}
+
+
+def files_of(folder: Path) -> list[Path]:
+    """The files of a folder of results."""
+    return sorted(file for file in folder.glob("*.json") if file.name != RUNS_FILE)
 
 
 def quantities(record: Record) -> dict[str, Quantity]:

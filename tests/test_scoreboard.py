@@ -12,6 +12,8 @@ from xml.etree import ElementTree
 import pytest
 from click.testing import CliRunner, Result
 
+from samprior.training.networks import PRESETS
+
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ("quantities", "parts", "scoreboard", "plots", "page", "run_all", "compare")
 MACHINE = {"device": "x", "processor": "x", "cores": 2, "load_average": [0.5, 0, 0]}
@@ -104,8 +106,9 @@ def test_scripts_take_the_arguments_of_their_parts(
         ("≤", 0.4, 0.39, (0.39, 0.39), "met"),
         ("≤", 0.4, 0.5, (0.5, 0.5), "goal missed"),
         ("≤", 0.4, 1.1, (1, 1.2), "**behind peer**"),
-        ("=", 1, 1.01, (0.9, 1.2), "met"),
-        ("=", 1, 1.3, (1.2, 1.4), "goal missed"),
+        ("=", 1, 1, (1, 1), "met"),
+        ("=", 1, 1.01, (0.9, 1.2), "**behind peer**"),
+        ("=", 1, 0.8, (0.8, 0.8), "goal missed"),
     ],
 )
 def test_goals_and_peers_decide_what_a_line_is(
@@ -124,12 +127,53 @@ def test_goals_and_peers_decide_what_a_line_is(
     assert scripts["page"].cells(line)[-1] == state
 
 
+@pytest.mark.parametrize(
+    ("value", "spread", "state"),
+    [
+        (1.01, (0.99, 1.015), "met"),
+        (1.01, (0.9, 1.2), "met, not in every run"),
+        (1.05, (0.9, 1.2), "**behind peer**"),
+        (0.95, (0.9, 1.2), "goal missed"),
+    ],
+)
+def test_equal_times_are_within_a_bound_and_not_within_their_noise(
+    scripts: dict[str, ModuleType],
+    tmp_path: Path,
+    value: float,
+    spread: tuple[float, float],
+    state: str,
+) -> None:
+    write(tmp_path, "student", row("nafnet tiny, plain", "nafnet tiny, distilled", value, spread))
+    board = scripts["scoreboard"].lines(tmp_path)
+    (line,) = (line for line in board if line.entry.what == "latency of the student, nafnet")
+    assert scripts["page"].cells(line)[-2:] == ("= 1 ± 0.02", state)
+
+
 def test_a_cost_without_a_rival_is_never_behind(
     scripts: dict[str, ModuleType], tmp_path: Path
 ) -> None:
-    steps = row("a plain step", "a stage-B step", 5.0, (4.0, 6.0))
+    steps = row("a plain step of nafnet tiny", "a stage-B step of nafnet tiny", 5.0, (4.0, 6.0))
     write(tmp_path, "distillation_cost", steps)
-    assert states(scripts, tmp_path, "a stage-B step")[:2] == ["missed", "not run"]
+    assert states(scripts, tmp_path, "a stage-B step, nafnet") == ["missed"]
+    assert states(scripts, tmp_path, "a stage-B step, restormer") == ["not run"]
+
+
+def test_a_longer_step_is_worse(scripts: dict[str, ModuleType]) -> None:
+    steps = row("a plain step of nafnet tiny", "a stage-B step of nafnet tiny", 5.0, (4.0, 6.0))
+    found = scripts["quantities"].quantities({"rows": [steps]})
+    assert {each.better for each in found.values()} == {"lower"}
+
+
+def test_every_network_has_its_lines_and_committed_results_fill_them(
+    scripts: dict[str, ModuleType],
+) -> None:
+    board = scripts["scoreboard"]
+    assert set(board.NETWORKS) == set(PRESETS)
+    steps = [
+        line for line in board.lines(ROOT / "benchmarks/results") if "12a" <= line.entry.row < "12c"
+    ]
+    assert len(steps) == 2 * len(PRESETS)
+    assert all(line.found for line in steps)
 
 
 def test_cpu_seconds_count_on_a_processor_and_the_clock_on_a_gpu(
@@ -193,6 +237,9 @@ def test_what_fails_is_shown_and_does_not_stop_the_others(
     assert states(scripts, folder, "samprior --help") == ["not run"]
     assert "no [luck] today" in (folder / "benchmarks.md").read_text("utf-8")
     assert "about to" in (folder / "logs" / "cli_start.txt").read_text("utf-8")
+    assert "say nothing about goals" not in (folder / "benchmarks.md").read_text("utf-8")
+    two_parts("--quick")
+    assert "say nothing about goals" in (folder / "benchmarks.md").read_text("utf-8")
 
 
 def test_what_is_left_out_keeps_its_earlier_results(
@@ -212,6 +259,56 @@ def test_a_gpu_that_is_not_there_is_told_before_anything_runs(
     assert result.exit_code == 2
     assert "leave DEVICE out" in result.output
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--device", "gpu"), "got DEVICE=gpu, wanted cpu or cuda"),
+        (("--device", "cuda:x"), "wanted cpu or cuda"),
+        (("--out", __file__), "results can't be written to"),
+    ],
+)
+def test_bad_usage_is_told_before_anything_runs(
+    two_parts: Callable[..., Result], tmp_path: Path, arguments: tuple[str, ...], told: str
+) -> None:
+    result = two_parts(*arguments)
+    assert result.exit_code == 2
+    assert told in " ".join(result.output.split())
+    assert not (tmp_path / "results").exists()
+
+
+def test_the_table_runs_nothing_and_writes_nothing(
+    two_parts: Callable[..., Result], tmp_path: Path
+) -> None:
+    result = two_parts("--table")
+    assert result.exit_code == 0
+    assert "lines 0 meet their goal" in result.output
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_part_without_its_peer_is_left_out_with_the_reason(
+    scripts: dict[str, ModuleType],
+    two_parts: Callable[..., Result],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    part = scripts["parts"].Part(
+        name="storage_rows", script="bad.py", full="", quick="", peer="no_such_library"
+    )
+    monkeypatch.setattr(scripts["run_all"], "PARTS", (part,))
+    result = two_parts()
+    assert result.exit_code == 0
+    assert "left out: no_such_library is not installed" in result.output
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_a_part_that_is_killed_is_told_of(two_parts: Callable[..., Result], tmp_path: Path) -> None:
+    (tmp_path / "bad.py").write_text(
+        "import os\nprint('at work', flush=True)\nos.kill(os.getpid(), 9)"
+    )
+    result = two_parts()
+    assert result.exit_code == 1
+    assert "failed: signal 9 (Killed): at work" in result.output
 
 
 @pytest.mark.parametrize(
@@ -260,6 +357,37 @@ def test_two_folders_or_files_are_compared(scripts: dict[str, ModuleType], tmp_p
     assert call(compare, before, after).exit_code == 0
     assert call(compare, before, after, "--fail-on-worse").exit_code == 1
     assert call(compare, before, new).exit_code == 2
+
+
+@pytest.mark.parametrize("content", ["no JSON", "[]", "{}", '{"cli_start": {"state": "done"}}'])
+def test_a_file_that_is_no_result_is_named(
+    scripts: dict[str, ModuleType], tmp_path: Path, content: str
+) -> None:
+    good = write(tmp_path, "student", row("mine", "theirs", 5.0, (4, 6)))
+    bad = tmp_path / "bad.json"
+    bad.write_text(content)
+    for old, new in ((good, bad), (bad, good), (tmp_path, tmp_path)):
+        told = call(scripts["compare"].main, old, new)
+        assert told.exit_code == 2
+        assert "bad.json is no file of results" in " ".join(told.output.split())
+    bad.unlink()
+    (tmp_path / "empty").mkdir()
+    told = call(scripts["compare"].main, tmp_path, tmp_path / "empty")
+    assert told.exit_code == 2
+    assert "has no results" in told.output
+
+
+def test_commits_are_named_and_the_number_of_runs_is_no_setting(
+    scripts: dict[str, ModuleType], tmp_path: Path
+) -> None:
+    rows = row("mine", "theirs", 5.0, (4, 6))
+    old, new = (
+        write(tmp_path / name, "cost", rows, runs=runs, machine={**MACHINE, "commit": name})
+        for name, runs in (("abc", 1), ("def", 3))
+    )
+    told = call(scripts["compare"].main, old, new).output
+    assert "cost: commits abc and def" in told
+    assert "same: 2" in told
 
 
 def test_other_settings_are_not_compared(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
