@@ -119,7 +119,7 @@ def main() -> None:
     """Run the command line; a user's mistake becomes one line and its exit code."""
     logging.getLogger("samprior").setLevel(logging.WARNING)
     try:
-        sys.exit(cli(standalone_mode=False))
+        sys.exit(cli(prog_name="samprior", standalone_mode=False))
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         sys.exit(error.exit_code)

@@ -164,7 +164,8 @@ def test_reports_as_json_are_one_object(
         return record
 
     assert told("verify", store)["whole"] is True
-    assert told("status", store)["images_done"] == 3
+    status = told("status", store)
+    assert (status["store"], status["images_done"]) == (str(store), 3)
     assert told("inspect", store, "-o", tmp_path / "page.html")["num_drawn"] == 3
     assert told("export", store, tmp_path / "tars")["num_images"] == 3
     assert told("migrate", store, tmp_path / "copy")["num_images"] == 3

@@ -81,6 +81,7 @@ def test_a_repair_as_json_prints_one_object_and_nothing_else(
     assert code == 0, err
     record = json.loads(out)
     assert (record["whole"], record["ok"], list(record["broken"])) == (True, False, ["1"])
+    assert "done before" not in err
     damage(store / "shards" / "000001")
     code, out, _ = samprior("verify", store, "--repair", "--no-recompute", "--json")
     assert (code, json.loads(out)["whole"]) == (1, False)
