@@ -42,7 +42,14 @@ DEMO_CONFIG: dict[str, Any] = {
 
 
 @click.command("demo")
-@click.option("-o", "--out", default="demo-output", show_default=True, type=PathOption)
+@click.option(
+    "-o",
+    "--out",
+    default="demo-output",
+    show_default=True,
+    type=PathOption,
+    help="Folder of all that is made.",
+)
 @click.option(
     "--task",
     "tasks",

@@ -59,7 +59,8 @@ def command(
     model, record = load_network(checkpoint, name=network, preset=preset)
     result = export_network(model, out, to=form, record=record, size=fixed)
     if as_json:
-        print_json(vars(result))
+        record = vars(result).copy()
+        print_json({"out": record.pop("file"), **record})
         return
     if fixed is not None:
         taken = f"images of {fixed[0]}x{fixed[1]} (HxW), one at a time"

@@ -32,7 +32,14 @@ if TYPE_CHECKING:
 @click.option("--degraded-pattern", metavar="PATTERN", help="As for precompute.")
 @click.option("--clean-pattern", metavar="PATTERN", help="As for precompute.")
 @click.option("--validation", metavar="STORE", help="Store that is scored during training.")
-@click.option("-o", "--out", default="train.toml", show_default=True, type=PathOption)
+@click.option(
+    "-o",
+    "--out",
+    default="train.toml",
+    show_default=True,
+    type=PathOption,
+    help="The file; none is overwritten.",
+)
 @json_option
 def command(
     data: Path | str,

@@ -119,9 +119,15 @@ def main() -> None:
     """Run the command line; a user's mistake becomes one line and its exit code."""
     logging.getLogger("samprior").setLevel(logging.WARNING)
     try:
-        sys.exit(cli(standalone_mode=False))
-    except click.ClickException as error:
+        sys.exit(cli(prog_name="samprior", standalone_mode=False))
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        see = f" (see {context.command_path} --help)" if context else ""
+        told = " ".join(error.format_message().split()).removesuffix(".")
+        click.echo(f"samprior: {told}{see}", err=True)
         sys.exit(error.exit_code)
     except click.Abort:
         click.echo("samprior: interrupted", err=True)

@@ -13,6 +13,7 @@ from samprior.cli.options import (
     crew_options,
     dataset_options,
     open_dataset,
+    print_json,
 )
 from samprior.cli.progress import progress
 
@@ -176,7 +177,8 @@ def command(  # one argument per option
             "images_per_shard": images_per_shard,
         }
         if dry_run:
-            _dry_run(plan_target(found, out, maker, **wanted), maker, side, out=out)
+            target = plan_target(found, out, maker, **wanted)
+            _dry_run(target, maker, side, out=out, as_json=as_json)
             return
         record = JobRecord(
             dataset=dataset,
@@ -263,17 +265,26 @@ def report(
         raise click.exceptions.Exit(1)
 
 
-def _dry_run(target: "Target", maker: "Segmented", source: "Source", *, out: Path | str) -> None:
+def _dry_run(
+    target: "Target", maker: "Segmented", source: "Source", *, out: Path | str, as_json: bool
+) -> None:
     from samprior.pipeline.estimate import estimate
     from samprior.storage.survey import counted
 
     left = target.left()
     num_images = sum(len(shard.pairs) for shard in left)
+    counts = {"event": "estimate", "num_images": num_images, "num_shards": len(left)}
     if not num_images:
-        click.echo(f"{out} is finished: nothing to do")
+        if as_json:
+            print_json(counts)
+        else:
+            click.echo(f"{out} is finished: nothing to do")
         return
     guess = estimate(left, maker, source=source, paired=True, form=target.form)
     total_s = guess.seconds_per_image * num_images
+    if as_json:
+        print_json({**counts, **vars(guess)})
+        return
     click.echo(
         f"{counted(num_images, 'image')} in {counted(len(left), 'shard')}\n"
         f"about {guess.seconds_per_image:.2f} s an image on one worker, "

@@ -107,6 +107,8 @@ class _Lines:
         if rate:
             speed = f"{rate:.2f}/s, {(total - done) / rate:.0f} s left"
         else:
-            speed = "done before" if self.ended else "starting"
+            # A pace that waits counts this run's work alone; one piece of it is no pace.
+            before = "" if self.pace.waits else "done before"
+            speed = before if self.ended else "starting"
         told = (f"{self.title}: {done}/{total} {self.unit}s", speed, self.remark)
         print(", ".join(filter(None, told)), file=sys.stderr, flush=True)

@@ -32,7 +32,7 @@ def command(store: Path | str, as_json: bool) -> None:
 
     status = store_status(store)
     if as_json:
-        print_json(status.to_record())
+        print_json({"store": str(store), **status.to_record()})
         return
     _print(status, str(store))
     for name, of_set in status.mask_sets.items():

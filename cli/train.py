@@ -79,8 +79,14 @@ def command(
     """
     if (workers is None) == (launcher == "ray"):
         raise click.UsageError("--launcher ray and --workers N go together")
+    from samprior.storage.errors import UsageError
     from samprior.training.config import load_config
 
+    if config is None and not overrides:
+        raise UsageError(
+            "give a file with --config; `samprior init` writes a first one, `samprior presets` "
+            "lists those that ship"
+        )
     short = {"network.name": network, "network.init": init}
     named = [f"{key}={value}" for key, value in short.items() if value is not None]
     settings = load_config(config, [*overrides, *named])

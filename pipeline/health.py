@@ -28,7 +28,7 @@ from samprior.storage.files import STAGED_SUFFIX
 Level = Literal["ok", "note", "bad"]
 
 EXTRAS = {
-    "remote": "stores in s3:// and gs://",
+    "remote": "stores in s3://, gs:// and az://",
     "lpips": "evaluate --lpips",
     "export": "export-model --to onnx",
     "tensorboard": "tensorboard = true",

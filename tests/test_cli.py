@@ -108,6 +108,10 @@ def test_the_dry_run_says_what_it_would_take_and_writes_nothing(
     assert "3 images in 1 shard" in out
     assert "3 probe images" in out
     assert not (tmp_path / "store").exists()
+    code, out, _ = samprior(*superpixel(rain, tmp_path / "store", "--dry-run", "--json"))
+    record = json.loads(out)
+    assert code == 0
+    assert (record["event"], record["num_images"], record["num_probes"]) == ("estimate", 3, 3)
 
 
 def test_a_wrong_root_is_a_usage_error(samprior: Samprior, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The pages tell the truth where a machine can check it: code, commands, links, settings."""
 
+import ast
 import importlib.util
 import json
 import re
@@ -7,14 +8,15 @@ import shlex
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import click
 import pytest
 
-from samprior.cli.main import cli
+from samprior.cli.main import COMMANDS, cli
 from samprior.pipeline.segmenters import segmenter_settings
 from samprior.storage.images import write_png
 from samprior.training.config import load_config
@@ -24,6 +26,7 @@ PAGES = sorted((ROOT / "docs").glob("*.md")) + [
     ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
 ]
 NAMES = [page.name for page in PAGES]
+SCRIPTS = {script.name for script in (ROOT / "docs").glob("*.py")}
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
@@ -104,6 +107,50 @@ def test_commands_are_accepted(arguments: list[str]) -> None:
     if arguments[0] == "precompute":
         settings = tomllib.loads("\n".join(values["settings"]))
         segmenter_settings(values["segmenter"], **settings)
+
+
+OTHERS = {"--shm-size", "--nproc-per-node"}
+"""Options of other programs that our messages name."""
+
+
+def texts() -> Iterator[tuple[str, str]]:
+    """Pages, and every string of the code: messages, help and docstrings; each with its file."""
+    for page in PAGES:
+        yield page.name, page.read_text("utf-8")
+    for room in ("cli", "pipeline", "storage", "training", "docs"):
+        for file in (ROOT / room).rglob("*.py"):
+            tree = ast.parse(file.read_text("utf-8"))
+            for node in ast.walk(tree):
+                if isinstance(node, ast.JoinedStr):
+                    parts = (getattr(part, "value", None) for part in node.values)
+                    yield file.name, "".join(p if isinstance(p, str) else "X" for p in parts)
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    yield file.name, node.value
+
+
+def test_no_text_names_a_command_or_option_that_does_not_exist() -> None:
+    context = click.Context(cli)
+    known = {name: {"--help"} for name in COMMANDS}
+    for name, options in known.items():
+        command = cli.get_command(context, name)
+        assert command is not None
+        options.update(flag for option in command.params for flag in option.opts)
+    of_any = set().union(*known.values(), OTHERS, {"--version"})
+    num_found = 0
+    for where, text in texts():
+        # In backticks, or a line of a block: elsewhere "samprior" is a word of a sentence.
+        called = r"(?:`|^[ $]*)samprior ([a-z][a-z-]*)\b([^`\n]*)"
+        for name, rest in re.findall(called, text.replace("\\\n", " "), re.MULTILINE):
+            options = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", rest))
+            if not options and name not in known and not re.search(f"`samprior {name}", text):
+                continue  # a line of prose that begins with the word
+            assert name in known, f"{where}: samprior {name}"
+            assert options <= known[name], f"{where}: samprior {name}{rest}"
+            num_found += 1
+        if where.endswith(".py") and where not in SCRIPTS:
+            options = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", text))
+            assert options <= of_any, f"{where}: {text}"
+    assert num_found > 200
 
 
 def test_the_toml_examples_are_valid(tmp_path: Path) -> None:

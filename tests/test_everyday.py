@@ -103,6 +103,29 @@ def test_commands_are_spelled_for_the_user(samprior: Samprior) -> None:
     assert "--repair" in err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("verfy",), "unknown command"),
+        (("verify",), "Missing argument 'STORE' (see samprior verify --help)"),
+        (("completion", "tcsh"), "'bash', 'zsh', 'fish'"),
+        (("export", "x", "y", "--to", "cocoa"), "'coco'"),
+        (("inspect", "s3://x/y"), "works on folders"),
+        (("import-checkpoint", "x", "y"), "--network"),
+        (("train",), "`samprior init`"),
+        (("train", "--launcher", "ray"), "--workers N"),
+    ],
+)
+def test_a_wrong_call_is_told_in_one_line(
+    samprior: Samprior, arguments: tuple[str, ...], told: str
+) -> None:
+    code, out, err = samprior(*arguments)
+    assert (code, out) == (2, "")
+    (line,) = err.splitlines()
+    assert line.startswith("samprior: ")
+    assert told in line
+
+
 def test_verbose_says_where_an_error_came_from(samprior: Samprior, tmp_path: Path) -> None:
     code, _, err = samprior("verify", tmp_path, "-v")
     assert code == 1
@@ -141,7 +164,8 @@ def test_reports_as_json_are_one_object(
         return record
 
     assert told("verify", store)["whole"] is True
-    assert told("status", store)["images_done"] == 3
+    status = told("status", store)
+    assert (status["store"], status["images_done"]) == (str(store), 3)
     assert told("inspect", store, "-o", tmp_path / "page.html")["num_drawn"] == 3
     assert told("export", store, tmp_path / "tars")["num_images"] == 3
     assert told("migrate", store, tmp_path / "copy")["num_images"] == 3

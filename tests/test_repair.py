@@ -71,6 +71,22 @@ def test_what_is_broken_is_made_again_in_the_store_and_its_mask_sets(
     assert samprior("verify", store)[0] == 0
 
 
+def test_a_repair_as_json_prints_one_object_and_nothing_else(
+    samprior: Samprior, rain: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    samprior(*superpixel(rain, store, "--images-per-shard", 1))
+    damage(store / "shards" / "000001")
+    code, out, err = samprior("verify", store, "--repair", "--workers", 0, "--json")
+    assert code == 0, err
+    record = json.loads(out)
+    assert (record["whole"], record["ok"], list(record["broken"])) == (True, False, ["1"])
+    assert "done before" not in err
+    damage(store / "shards" / "000001")
+    code, out, _ = samprior("verify", store, "--repair", "--no-recompute", "--json")
+    assert (code, json.loads(out)["whole"]) == (1, False)
+
+
 def test_whole_again_is_said_of_what_is(
     samprior: Samprior, rain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
