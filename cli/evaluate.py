@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     metavar="SEGMENTER",
     help="superpixel or sam: compare masks with those of the clean pictures.",
 )
-@click.option("--sam-model", default="vit_h", show_default=True, help="SAM for --consistency.")
+@click.option("--sam-model", help="SAM for --consistency.  [default: vit_h]")
 @click.option("--sam-checkpoint", type=PathOption, help="SAM's .pth file; else it is downloaded.")
 @click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Setting of that segmenter."
@@ -77,7 +77,7 @@ def command(  # one argument per option
     tlc_px: int | None,
     lpips: bool,
     consistency: str | None,
-    sam_model: str,
+    sam_model: str | None,
     sam_checkpoint: Path | None,
     settings: tuple[str, ...],
     device: str,
@@ -152,16 +152,20 @@ def _lpips(is_wanted: bool, device: "torch.device") -> "list[Measure]":
 def _consistency(
     segmenter: str | None,
     settings: tuple[str, ...],
-    model: str,
+    model: str | None,
     checkpoint: Path | None,
     device: str,
 ) -> "list[Measure]":
     from samprior.storage.errors import UsageError
 
     if segmenter is None:
-        if settings or checkpoint is not None:
-            raise UsageError("--set and --sam-checkpoint are for the segmenter of --consistency")
+        if settings or checkpoint is not None or model is not None:
+            raise UsageError(
+                "--set, --sam-model and --sam-checkpoint are for the segmenter of --consistency: "
+                "add --consistency sam, or leave them out"
+            )
         return []
+    model = model or "vit_h"
     from samprior.pipeline.makers import segmenter_maker
     from samprior.storage.pages import told_segmenter
     from samprior.training.consistency import ConsistencyMeasure

@@ -28,7 +28,11 @@ class _LocalPath(click.Path):
     ) -> "str | bytes | os.PathLike[str]":
         """Turn a word of the command line into a path."""
         if "://" in str(value):
-            self.fail(f"{value} is a URL, and this command works on folders", param, ctx)
+            self.fail(
+                f"{value} is a URL, and this command works on folders; copy it to one first",
+                param,
+                ctx,
+            )
         return super().convert(value, param, ctx)
 
 

@@ -197,6 +197,7 @@ def test_mistakes_are_one_line(samprior: Samprior, rain: Path, runs: list[Path])
     base = ("--dataset", "rain", "--root", rain, "--split", "test/Rain100L")
     for arguments, words in (
         ((*runs, runs[0], *base), "is given twice"),
+        ((*runs, *base, "--sam-model", "vit_b"), "add --consistency sam"),
         ((runs[0], *base, "--split", "test/Rain100L"), "split test/Rain100L is given twice"),
         ((runs[0], *base, "--set", "x=1"), "--consistency"),
         ((runs[0], *base, "--consistency", "superpixels"), "superpixel"),
