@@ -38,7 +38,7 @@ _MEANING = {
     "distill": "network 1, distilled",
     "joint": "network 1 and its teacher at once",
 }
-_UNSCORED = "The run had no data.validation: `samprior evaluate` scores its networks."
+_UNSCORED = "The run had no data.validation; samprior evaluate scores its networks."
 
 
 @dataclass(frozen=True)
