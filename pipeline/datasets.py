@@ -108,6 +108,14 @@ class Dataset:
         return "; ".join(part for part in (text, *faults) if part)
 
 
+_ADVICE = (
+    ". Name both sides with --degraded-pattern and --clean-pattern",
+    ". Mend the patterns: what differs between the two names of a pair stands outside {key}, as in "
+    "--degraded-pattern 'noisy/{key}_noisy.png' --clean-pattern 'clean/{key}_gt.png'",
+)
+"""What to do where no two files are a pair: in the known layouts, and by patterns."""
+
+
 def find_dataset(
     name: str,
     root: Path | str,
@@ -142,7 +150,9 @@ def find_dataset(
     starts = {compile_side(side).start for one in layouts for side in (one.degraded, one.clean)}
     files = find_images(base, starts, inside=folder)
     match, rivals = match_best(layouts, files)
-    _require_whole(match, rivals, name=name, base=base, files=files, layouts=layouts)
+    _require_whole(
+        match, rivals, name=name, base=base, files=files, layouts=layouts, by_pattern=by_pattern
+    )
     pairs = keyed_pairs(match.pairs, base)
     if split is None and not by_pattern:
         _require_one_split(pairs, folder)
@@ -215,6 +225,7 @@ def _require_whole(
     base: Path,
     files: Sequence[str],
     layouts: Sequence[Layout],
+    by_pattern: bool,
 ) -> None:
     """Raise LayoutError unless the match is the only one and leaves no file over."""
     if rivals:
@@ -225,7 +236,7 @@ def _require_whole(
     if match.num_files == 0:
         looked = ", ".join(one.text for one in layouts)
         images = counted(len(files), "image") + (f" ({named(files)})" if files else "")
-        hint = better_root(base, layouts)
+        hint = better_root(base, layouts) or _ADVICE[by_pattern]
         raise LayoutError(
             f"{base} holds no {name} pairs: looked for {looked}; found {images}{hint}"
         )
@@ -248,10 +259,13 @@ def _require_whole(
             f"{counted(len(strays), 'image')} of no pair beside the pairs: {named(strays)}"
         )
     if faults:
+        # Where nothing pairs up it is the naming that is wrong, not the files.
+        advice = ". Complete the pairs or move these files away"
+        if by_pattern and not match.pairs:
+            advice = _ADVICE[True]
         hint = "" if match.pairs else better_root(base, layouts)
         raise LayoutError(
-            f"{base}, read as {match.layout.name!r}, has {'; '.join(faults)}. "
-            f"Complete the pairs or move these files away{hint}"
+            f"{base}, read as {match.layout.name!r}, has {'; '.join(faults)}{advice}{hint}"
         )
 
 

@@ -45,7 +45,8 @@ def estimate(
         worker = ShardWorker(
             Path(folder), maker, source=source, paired=paired, store_shard=form.write_shard
         )
-        worker.load()
+        # A worker's first image also pays for libraries that load and programs that compile.
+        worker.probe(probes.pairs[:1])
         started = time.monotonic()
         receipt = worker.write(probes)
         elapsed_s = time.monotonic() - started

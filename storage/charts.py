@@ -64,7 +64,7 @@ def _masks_chart(num_masks: Ints) -> Chart:
 
 def _area_chart(shares: Floats) -> Chart:
     title = "Mask area"
-    note = "masks by share of the picture, logarithmic"
+    note = "masks by share of picture (log)"
     held = shares[shares > 0]
     if not len(held):
         return Chart(title, "", "no mask has an area")

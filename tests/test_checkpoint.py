@@ -178,8 +178,10 @@ def test_what_is_missing_or_something_else_is_named(tmp_path: Path, network: nn.
     for name in ("none.safetensors", "none.pth", "none"):
         message = refusal(lambda name=name: load_network(tmp_path / name, name="nafnet"))
         assert f"{tmp_path / name} does not exist" in message
-    # The folder of a run that has not ended.
-    assert "model.safetensors does not exist" in refusal(lambda: load_network(tmp_path))
+    assert "model.safetensors does not exist; train one" in refusal(lambda: load_network(tmp_path))
+    (tmp_path / "resolved.toml").touch()  # as of a run that was begun
+    message = refusal(lambda: load_network(tmp_path))
+    assert f"the run {tmp_path} has not ended" in message
 
     import safetensors.torch
 

@@ -242,6 +242,15 @@ def test_twenty_thousand_files_and_each_folder_read_once(
 # --- what goes wrong ----------------------------------------------------------------------------
 
 
+def test_where_nothing_pairs_up_the_naming_is_to_blame(put: Put, tmp_path: Path) -> None:
+    put("low/1_iso.png", "high/1_ref.png")
+    with pytest.raises(LayoutError, match="Name both sides with --degraded-pattern"):
+        find_dataset("folder", tmp_path)
+    with pytest.raises(LayoutError, match=r"Mend the patterns.*outside \{key\}") as caught:
+        find_dataset("folder", tmp_path, degraded_pattern="low", clean_pattern="high")
+    assert "Complete the pairs" not in str(caught.value)
+
+
 def test_files_without_partner_are_named_and_counted(put: Put, tmp_path: Path) -> None:
     put("input/1.png", "target/1.png", *(f"input/x{n}.png" for n in range(8)), "target/y.png")
     with pytest.raises(LayoutError) as caught:

@@ -101,3 +101,20 @@ def test_a_run_leaves_its_report(
     before = report.read_bytes()
     assert samprior("train", *arguments)[0] == 0
     assert report.read_bytes() == before
+
+
+def test_the_report_of_a_run_without_scores_has_none(
+    samprior: Samprior, make_store: Callable[..., object], tmp_path: Path
+) -> None:
+    make_store(tmp_path / "train", [(40, 56)] * 2)
+    settings = (
+        f"data.train={tmp_path}/train", f"out={tmp_path}/run", "mode=plain", "stages.base=2",
+        "data.crop_px=32", "data.batch_size=2", "log_every=1",
+        "network.settings={width = 4, enc_blocks = [1], middle_blocks = 1, dec_blocks = [1]}",
+    )  # fmt: skip
+    code, _, err = samprior("train", *(part for one in settings for part in ("--set", one)))
+    assert code == 0, err
+    page = (tmp_path / "run" / "report.html").read_text("utf-8")
+    assert "Losses of base" in page
+    assert "had no data.validation" in page
+    assert "PSNR" not in page

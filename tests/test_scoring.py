@@ -220,3 +220,15 @@ def test_restoring_takes_tlc_too(
     local, large, plain = (read_rgb(tmp_path / f"{name}.png") for name in ("l", "large", "plain"))
     assert np.array_equal(large, plain)  # 384 px cover the picture
     assert not np.array_equal(local, plain)
+
+
+def test_a_missing_checkpoint_is_told_before_anything_is_scored(
+    samprior: Samprior, rain: Path, runs: list[Path], tmp_path: Path
+) -> None:
+    dataset = ("--dataset", "rain", "--root", rain, "--split", "test/Rain100H")
+    missing, out = tmp_path / "runs" / "missing", tmp_path / "scores"
+    code, _, err = samprior("evaluate", *runs, missing, *dataset, "--out", out)
+    assert code == 1
+    assert f"{missing} does not exist" in err
+    assert "evaluating" not in err
+    assert not out.exists()

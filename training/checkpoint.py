@@ -71,7 +71,13 @@ def _open(file: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
         with safe_open(file, framework="pt") as content:
             yield content, json.loads((content.metadata() or {})[_RECORD])
     except FileNotFoundError as error:
-        raise CheckpointError(f"{file} does not exist; train one with `samprior train`") from error
+        # resolved.toml is written as a run begins, its model.safetensors as it ends.
+        hint = (
+            f"the run {file.parent} has not ended, give its `samprior train` again"
+            if (file.parent / "resolved.toml").exists()
+            else "train one with `samprior train`"
+        )
+        raise CheckpointError(f"{file} does not exist; {hint}") from error
     except KeyError as error:
         raise CheckpointError(f"{file} is a safetensors file, but not one of samprior's") from error
     except (OSError, SafetensorError, ValueError) as error:

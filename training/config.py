@@ -188,4 +188,7 @@ def load_config(file: Path | None, overrides: Sequence[str] = ()) -> TrainConfig
         return TrainConfig.model_validate(settings)
     except ValidationError as error:
         origin = file or "the settings"
-        raise ConfigError(f"{origin}: {'; '.join(explain(error, TrainConfig))}") from error
+        mistakes = explain(error, TrainConfig)
+        if any(one.endswith(" is missing") for one in mistakes):
+            mistakes.append("`samprior init` writes a file with all keys")
+        raise ConfigError(f"{origin}: {'; '.join(mistakes)}") from error

@@ -216,7 +216,9 @@ def require_croppable(store: MaskStore, crop_px: int) -> None:
     for index, key in enumerate(store.keys):
         height, width = store.size(index)
         if min(height, width) < crop_px:
-            raise ConfigError(f"data.crop_px is {crop_px}, but {key} is {width}x{height}; lower it")
+            raise ConfigError(
+                f"data.crop_px is {crop_px}, but image {key} is {width}x{height}; lower it"
+            )
 
 
 def content_digest(store: MaskStore) -> str:

@@ -38,6 +38,7 @@ _MEANING = {
     "distill": "network 1, distilled",
     "joint": "network 1 and its teacher at once",
 }
+_UNSCORED = "The run had no data.validation; samprior evaluate scores its networks."
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class _Chart:
     title: str
     note: str
     names: list[str]
+    """Of the curves, by their number; empty where too few points were taken to draw it."""
     svg: str
 
 
@@ -72,6 +74,7 @@ def write_run_report(
     logs = {name: _lines(config.out / name / "metrics.jsonl") for name in results}
     lengths = {name: getattr(config.stages, name, config.stages.distill) for name in results}
     begins = {name: lengths.get("base", 0) if name in _CONTINUES else 0 for name in results}
+    scored = any(result.psnr_db is not None for result in results.values())
     page = {
         "network": " ".join(filter(None, (config.network.name, config.network.preset))),
         "num_parameters": f"{num_parameters:,}",
@@ -79,7 +82,8 @@ def write_run_report(
         "segmenter": told_segmenter(made_of),
         "superpixel": is_superpixel(made_of),
         "gain": None if gain_db is None else f"{gain_db:+.3f} dB",
-        "protocol": protocol,
+        "scored": scored,
+        "protocol": protocol if scored else _UNSCORED,
         "rows": [
             {
                 "name": name,
@@ -109,7 +113,7 @@ def _charts(logs: Mapping[str, list[dict[str, Any]]], begins: Mapping[str, int])
     charts = [
         _chart(
             "Validation PSNR",
-            "Later stages begin where base has ended. The teacher (fusion) sees masks.",
+            "Over the steps of the run; later stages begin where base ended. fusion sees masks.",
             scores,
             unit=" dB",
         )
@@ -120,17 +124,18 @@ def _charts(logs: Mapping[str, list[dict[str, Any]]], begins: Mapping[str, int])
         charts.append(
             _chart(
                 f"Losses of {name}",
-                "At each logged step: the total and its terms before they are weighted.",
+                "Over the steps of the stage: the total, and its terms before they are weighted.",
                 curves,
             )
         )
     rates = [Curve(name, _points(lines, "lr", begins[name])) for name, lines in logs.items()]
-    return [*charts, _chart("Learning rate", "Of the steps that were logged.", rates)]
+    return [*charts, _chart("Learning rate", "Over the steps of the run.", rates)]
 
 
 def _chart(title: str, note: str, curves: list[Curve], *, unit: str = "") -> _Chart:
     svg = curves_svg(curves, description=f"{title}: {note}", unit=unit)
-    return _Chart(title, note, [curve.name for curve in curves], svg)
+    names = [curve.name if len(curve.points) > 1 else "" for curve in curves]
+    return _Chart(title, note, names, svg)
 
 
 def _points(lines: list[dict[str, Any]], key: str, begin: int) -> list[tuple[float, float]]:

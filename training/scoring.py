@@ -86,12 +86,13 @@ def score_checkpoints(
     if doubled := [name for name, n in Counter(one.name for one in splits).items() if n > 1]:
         raise UsageError(f"split {doubled[0]} is given twice")
     names = name_checkpoints(checkpoints)
+    lacks = [what_it_lacks(checkpoint) for checkpoint in checkpoints]  # all are there, or an error
     evaluations: dict[tuple[str, str], Evaluation] = {}
     reports: dict[tuple[str, str], str] = {}
     files: list[Path] = []
-    for name, checkpoint in zip(names, checkpoints, strict=True):
+    for name, checkpoint, lack in zip(names, checkpoints, lacks, strict=True):
         # Of several, some may say what they are; alone, one that does is refused both options.
-        asks, takes_shape = (True, True) if len(names) == 1 else what_it_lacks(checkpoint)
+        asks, takes_shape = (True, True) if len(names) == 1 else lack
         model, record = load_network(
             checkpoint, name=network if asks else None, preset=preset if takes_shape else None
         )

@@ -80,7 +80,10 @@ def build_network(name: str, *, preset: str | None = None, **settings: Any) -> n
     """
     if is_factory(name):
         if preset is not None:
-            raise UsageError(f"{name} has no presets; give its settings one by one")
+            raise UsageError(
+                f"{name} has no presets, got {preset!r}; leave the preset out, and give single "
+                "settings with --set network.settings.KEY=VALUE"
+            )
         return build_from_factory(name, settings)
     check_choice("network", name, NETWORKS)
     maker = NETWORKS[name]
