@@ -97,6 +97,8 @@ def _serve(viewer: "Viewer", port: int, *, as_json: bool) -> None:
     from samprior.storage.serving import page_server, url_of
 
     def say(number: signal.Signals) -> None:
+        if number == signal.SIGINT:
+            raise click.exceptions.Exit(0)  # it is how one ends a server
         click.echo(f"samprior: ended by {number.name}", err=True)
 
     with clean_ending(say), page_server(viewer, port=port) as server:

@@ -17,7 +17,7 @@ COMMANDS = {
     "status": ("status", "Say how far a store is, and whether its job runs."),
     "verify": ("verify", "Check every byte of a store; --repair makes broken shards anew."),
     "migrate": ("migrate", "Copy a store of an older format to the present one."),
-    "inspect": ("inspect", "Draw a store's masks as one HTML page."),
+    "inspect": ("inspect", "Look at a store's masks: a report, or page by page in a browser."),
     "export": ("export", "Write a store as webdataset tars, COCO, SA-1B or PNG."),
     "init": ("init", "Write a first configuration for a data set or a store."),
     "presets": ("presets", "List the training recipes that ship, or print one."),

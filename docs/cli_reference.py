@@ -23,7 +23,8 @@ Colours and moving bars go to terminals only; `NO_COLOR=1` takes the colours awa
 `--out` everywhere.
 
 Exit codes: 0 done; 1 it could not be done, or not all of it; 2 an argument or a setting that can't
-be used; 130 and 143 ended by Ctrl-C and SIGTERM.
+be used; 130 and 143 ended by Ctrl-C and SIGTERM (0 if Ctrl-C ends `inspect --serve`, as it has no
+other end).
 
 Let your shell complete commands, options, data sets, networks and presets:
 

@@ -173,7 +173,13 @@ def test_it_listens_on_this_machine_alone(viewer: Viewer) -> None:
             pass
 
 
-def test_the_command_serves_until_it_is_ended(viewer: Viewer) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "told"),
+    [(signal.SIGINT, 0, ""), (signal.SIGTERM, 143, "samprior: ended by SIGTERM\n")],
+)
+def test_the_command_serves_until_it_is_ended(
+    viewer: Viewer, number: signal.Signals, code: int, told: str
+) -> None:
     command = [sys.executable, "-m", "samprior.cli", "inspect", viewer.store.url, "--serve"]
     process = subprocess.Popen(
         [*command, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -181,10 +187,10 @@ def test_the_command_serves_until_it_is_ended(viewer: Viewer) -> None:
     assert process.stdout is not None
     port = int(json.loads(process.stdout.readline())["url"].rstrip("/").rpartition(":")[2])
     assert ask(("127.0.0.1", port), "/")[0] == 200
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, err = process.communicate(timeout=100)
-    assert process.returncode == 130
-    assert err == "samprior: ended by SIGINT\n"
+    assert process.returncode == code
+    assert err == told
 
 
 def test_options_that_do_not_go_together_are_refused(

@@ -34,8 +34,8 @@ NUM_EXTREMES = 50
 
 _MAX_BARS = 24
 _SECTIONS = (
-    ("Where it helped most", "The largest gain in PSNR first."),
-    ("Where it helped least, or harmed", "The smallest gain, or largest loss, in PSNR first."),
+    ("Best changes", "The largest gain in PSNR, or the smallest loss, first."),
+    ("Worst changes", "The largest loss in PSNR, or the smallest gain, first."),
 )
 
 
