@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from drawing import rect, sheet
 from PIL import Image, ImageDraw
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 from segment_anything.utils.transforms import ResizeLongestSide
@@ -130,13 +131,7 @@ def _sides(logits: torch.Tensor, resampling: Resampling) -> npt.NDArray[np.int32
 def figure(cup: Cup) -> str:
     """The whole SVG."""
     width, height = 3 * _GAP + 2 * _PANEL[0], 2 * (_HEAD + _PANEL[1] + _FOOT) + 6
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
-        'aria-label="One mask: its logits, the cells that they settle, the pixels that are '
-        'computed, and the mask">',
-        f"<style>{_STYLE}</style>",
-        f'<rect width="{width}" height="{height}" rx="10" fill="#f4f6f8" stroke="#c4ccd6"/>',
-    ]
+    parts: list[str] = []
     panels = (_logits_panel, _cells_panel, _zoom_panel, _mask_panel)
     for number, panel in enumerate(panels):
         down, across = divmod(number, 2)
@@ -153,7 +148,11 @@ def figure(cup: Cup) -> str:
             ),
             "</g>",
         ]
-    return "\n".join([*parts, "</svg>", ""])
+    label = (
+        "One mask: its logits, the cells that they settle, the pixels that are computed, "
+        "and the mask"
+    )
+    return sheet((width, height), label, style=_STYLE, fill="#f4f6f8", parts=parts)
 
 
 def _logits_panel(cup: Cup) -> Panel:
@@ -199,12 +198,12 @@ def _zoom_panel(cup: Cup) -> Panel:
             tall, wide = rows.edges[t + 1] - y, columns.edges[u + 1] - x
             fill = {0: _BELOW, cells._ALL: _ABOVE}.get(int(cup.sides[t, u]), _MIXED)
             place = (scale * (x - x0), scale * (y - y0), scale * wide, scale * tall)
-            parts.append(_rect(place, f'fill="{fill}" stroke="#7b8794" stroke-width=".7"'))
+            parts.append(rect(place, f'fill="{fill}" stroke="#7b8794" stroke-width=".7"'))
     computed = (cup.by_pixel != 0) & (cup.by_pixel != cells._ALL)
     for y, x in np.argwhere(computed[y0 : y0 + height, x0 : x0 + width]):
         place = (scale * x + 1, scale * y + 1, scale - 2, scale - 2)
         fill = _PIXEL_ABOVE if cup.plane[y0 + y, x0 + x] else _PIXEL_BELOW
-        parts.append(_rect(place, f'fill="{fill}"'))
+        parts.append(rect(place, f'fill="{fill}"'))
     parts += _samples(cup, scale)
     notes = (
         "dots: logits, filled above 0; plain cells: settled;",
@@ -248,11 +247,6 @@ def _mask_panel(cup: Cup) -> Panel:
         "of the logits enlarged by the official code",
     )
     return f"The mask on {width} x {height} pixels", notes, [_image(levels, shades), mask]
-
-
-def _rect(place: tuple[float, float, float, float], look: str) -> str:
-    x, y, width, height = (f"{side:.1f}" for side in place)
-    return f'<rect x="{x}" y="{y}" width="{width}" height="{height}" {look}/>'
 
 
 def _image(indices: npt.NDArray[np.uint8], colours: npt.NDArray[np.uint8]) -> str:

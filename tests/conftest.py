@@ -86,6 +86,17 @@ def benchmarks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict
 
 
 @pytest.fixture(scope="session")
+def docs_script() -> Iterator[Callable[[str], ModuleType]]:
+    """The scripts of docs/ as modules, by name; they find each other."""
+    folder = Path(__file__).resolve().parents[1] / "docs"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        yield importlib.import_module
+    for file in folder.glob("*.py"):
+        sys.modules.pop(file.stem, None)
+
+
+@pytest.fixture(scope="session")
 def chaos() -> Iterator[ModuleType]:
     """tests/chaos.py as a module."""
     spec = importlib.util.spec_from_file_location("chaos", Path(__file__).with_name("chaos.py"))

@@ -1,10 +1,9 @@
 """The figure of docs/engine.md: it runs, it is up to date, and what it says of its mask is true."""
 
 import base64
-import importlib.util
 import io
 import re
-from pathlib import Path
+from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
@@ -17,20 +16,12 @@ from PIL import Image
 from segment_anything.modeling import Sam
 from segment_anything.utils.amg import calculate_stability_score
 
-ROOT = Path(__file__).resolve().parents[1]
 PIXELS = re.compile(r'data:image/png;base64,([^"]+)')
 
 
 @pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        "engine_figure", ROOT / "docs" / "engine_figure.py"
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script(docs_script: Callable[[str], ModuleType]) -> ModuleType:
+    return docs_script("engine_figure")
 
 
 @pytest.fixture(scope="module")
