@@ -21,7 +21,7 @@ PICTURE = Path(__file__).with_name("picture.webp")
 KEY = "chelsea_1"
 HEIGHT_PX = 340
 _GAP_PX = 6
-_LABEL_PX = 30
+_LABEL_PX = 52
 _QUALITY = 82
 
 Rgb = npt.NDArray[np.uint8]
@@ -40,7 +40,7 @@ def panels(demo: Path) -> list[tuple[str, Rgb]]:
 
 def composed(shown: list[tuple[str, Rgb]]) -> Image.Image:
     """The panels side by side, with their titles above."""
-    font = ImageFont.load_default(17)
+    font = ImageFont.load_default(32)  # the page shows it at less than half its size
     images = []
     for _, picture in shown:
         width = round(picture.shape[1] * HEIGHT_PX / picture.shape[0])
