@@ -165,7 +165,7 @@ def test_all_masks_can_be_dropped(store: MaskStore) -> None:
 
 
 def test_a_crop_larger_than_an_image_names_the_setting_and_the_image(store: MaskStore) -> None:
-    with pytest.raises(ConfigError, match=r"data\.crop_px is 40, but images/002 is 70x33"):
+    with pytest.raises(ConfigError, match=r"data\.crop_px is 40, but image images/002 is 70x33"):
         Crops(store=store, crop_px=40, seed=0)
 
 

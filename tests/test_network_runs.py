@@ -299,6 +299,6 @@ def test_a_phase_larger_than_an_image_is_refused_before_anything_is_computed(
     configure: Configure,
 ) -> None:
     config = configure("restormer", PHASES.replace("crop_px = 32", "crop_px = 40"))
-    with pytest.raises(ConfigError, match=r"data\.crop_px is 40, but images/001 is 48x33"):
+    with pytest.raises(ConfigError, match=r"data\.crop_px is 40, but image images/001 is 48x33"):
         train(config)
     assert not config.out.exists()

@@ -680,7 +680,7 @@ def test_a_crop_that_does_not_fit_is_refused_before_anything_is_computed(
     configure: Configure,
 ) -> None:
     config = configure("data.crop_px=40", "mode=plain")
-    with pytest.raises(ConfigError, match=r"data\.crop_px is 40, but images/001 is 33x48"):
+    with pytest.raises(ConfigError, match=r"data\.crop_px is 40, but image images/001 is 33x48"):
         train(config)
     assert not config.out.exists()
 
