@@ -6,6 +6,8 @@ import json
 import os
 import re
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -137,6 +139,35 @@ def test_the_server_answers_with_the_pages(viewer: Viewer, address: tuple[str, i
         assert headers["X-Content-Type-Options"] == "nosniff"
     status, body, headers = ask(address, "/", method="HEAD")
     assert (status, body) == (200, "")
+
+    # No client may read the body of an answer to HEAD, of errors neither: see it on the wire.
+    with socket.create_connection(address) as wire:
+        wire.sendall(b"HEAD /none.html HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        answer = b"".join(iter(lambda: wire.recv(4096), b""))
+    assert b" 404 " in answer
+    assert answer.endswith(b"\r\n\r\n")
+
+
+def test_a_browser_that_hangs_up_is_no_news(
+    viewer: Viewer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Leafing on before a page is there breaks the connection off; the terminal stays quiet."""
+
+    class Slow(Viewer):
+        def page(self, name: str) -> bytes:
+            assert gone.wait(60)
+            return b"x" * 20_000_000
+
+    gone = threading.Event()
+    with page_server(Slow(viewer.store)) as server:
+        # Answers in this thread, so that all is told when it returns.
+        wire = socket.create_connection(("127.0.0.1", server.server_port))
+        wire.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        wire.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        wire.close()
+        gone.set()
+        server.process_request_thread(*server.get_request())
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("host", ["", "evil.example", "evil.example:80", "127.0.0.1.evil.example"])
