@@ -109,6 +109,21 @@ def test_keys_are_escaped_and_long_lists_have_pages(
     assert IMAGES_PER_LIST == 200
 
 
+def test_a_long_list_links_to_its_ends_and_neighbours(
+    make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the pages of a store would grow with the square of its images; all can be reached."""
+    from samprior.storage import viewer as module
+
+    monkeypatch.setattr(module, "IMAGES_PER_LIST", 1)
+    monkeypatch.setattr(module, "_LISTS_NEAR", 1)
+    viewer = Viewer(make_store(tmp_path / "store", [(16, 16)] * 9))
+    page = viewer.page("index-5.html")
+    assert page is not None
+    nav = re.sub(r"<[^>]*>", "", page.decode().partition("<nav")[2].partition("</nav>")[0])
+    assert nav.partition(">")[2].split() == ["1", "…", "4", "5", "6", "…", "9"]
+
+
 def test_pages_are_written_whole_to_a_new_folder(viewer: Viewer, tmp_path: Path) -> None:
     index = write_pages(viewer, tmp_path / "pages")
     assert sorted(file.name for file in index.parent.iterdir()) == sorted(viewer.names())
