@@ -71,6 +71,26 @@ def test_a_data_set_is_found_out_and_the_next_commands_are_told(
     assert out.read_bytes() == before
 
 
+@pytest.mark.parametrize("name", ['two\nout = "x"', "del\x7f", "a'b\"c\\d", "雨 <b>\t"])
+def test_folders_may_have_odd_names(samprior: Samprior, tmp_path: Path, name: str) -> None:
+    root, out = make_pairs(tmp_path / name, "degraded", "clean"), tmp_path / "train.toml"
+    code, _, err = samprior("init", root, "--out", out)
+    assert code == 0, err
+    assert load_config(out).data.train == f"stores/{name}"
+
+
+def test_what_no_config_can_say_is_refused(samprior: Samprior, tmp_path: Path) -> None:
+    """A name that is no UTF-8, and pictures in which no crop fits."""
+    latin = make_pairs(tmp_path / "caf\udce9", "degraded", "clean")
+    tiny = make_pairs(tmp_path / "tiny", "degraded", "clean", side=6)
+    for root, reason in ((latin, "UTF-8"), (tiny, "6 px")):
+        code, _, err = samprior("init", root, "--out", tmp_path / "train.toml")
+        assert code == 2
+        assert reason in err
+        assert err.count("\n") == 1
+    assert not (tmp_path / "train.toml").exists()
+
+
 def test_layouts_that_several_have_are_told_by_the_name_or_asked_for(tmp_path: Path) -> None:
     make_pairs(tmp_path / "Rain13K", "train/input", "train/target")
     assert detect_dataset(tmp_path / "Rain13K").name == "rain"
