@@ -51,6 +51,30 @@ def test_all_defaults_taken_in_give_the_same_run(tmp_path: Path) -> None:
     assert load_config(file) == config == needed_only()
 
 
+@pytest.mark.parametrize(
+    ("folders", "wanted"),
+    [
+        # Two teachings of one input, and a second set of pairs: to take either would be a guess.
+        (["input", "gt", "target"], "sensenoise or rain"),
+        (["noisy", "clean", "degraded"], "sensenoise or folder"),
+        (["noisy", "clean", "gt"], "--variant"),
+        (["test/noisy", "test/clean", "val/noisy", "val/clean"], "--split"),
+        (["data/train/noisy", "data/train/clean"], "data --split train"),
+        (
+            ["degraded", "clean", "clean/deeper"],
+            "2 clean files without degraded side: clean/deeper",
+        ),
+    ],
+)
+def test_what_is_not_clear_is_asked_and_not_guessed(
+    tmp_path: Path, folders: list[str], wanted: str
+) -> None:
+    for folder in folders:
+        make_pairs(tmp_path / "photos", folder, folder)
+    with pytest.raises((LayoutError, UsageError), match=wanted):
+        detect_dataset(tmp_path / "photos")
+
+
 def test_a_data_set_is_found_out_and_the_next_commands_are_told(
     samprior: Samprior, tmp_path: Path
 ) -> None:
