@@ -131,12 +131,12 @@ class Viewer:
     def _fill(self, template: str, **values: Any) -> bytes:  # noqa: ANN401  # what it names
         stores = [self.store] + ([self.against] if self.against is not None else [])
         about = {
-            "name": " and ".join(_name(store) for store in stores),
+            "name": " and ".join(store.name for store in stores),
             "num_images": len(self.store),
             "num_images_text": counted(len(self.store), "image"),
-            "against": self.against and _name(self.against),
+            "against": self.against and self.against.name,
             "superpixel": list(
-                dict.fromkeys(_name(store) for store in stores if is_superpixel(_made_of(store)))
+                dict.fromkeys(store.name for store in stores if is_superpixel(_made_of(store)))
             ),
         }
         return page_bytes(about | values, package="samprior.storage", template=template)
@@ -174,10 +174,6 @@ def write_pages(
     return out / "index.html"
 
 
-def _name(store: MaskStore) -> str:
-    return store.url.rstrip("/").rpartition("/")[2]
-
-
 def _made_of(store: MaskStore) -> dict[str, Any]:
     return dict(store.header.made_of)
 
@@ -190,7 +186,7 @@ def _side(store: MaskStore, record: Record, *, paired: bool) -> dict[str, Any]:
         pictures["degraded"] = data_uri(shrink_picture(record.degraded, shape))
     masks = record.masks
     return {
-        "store": _name(store),
+        "store": store.name,
         "segmenter": told_segmenter(_made_of(store)),
         "height": shape[0],
         "width": shape[1],

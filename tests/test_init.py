@@ -115,6 +115,16 @@ def test_what_no_config_can_say_is_refused(samprior: Samprior, tmp_path: Path) -
     assert not (tmp_path / "train.toml").exists()
 
 
+def test_a_store_that_one_stands_in_has_a_name(
+    samprior: Samprior, make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_store(tmp_path / "photos", [(48, 80)])
+    monkeypatch.chdir(tmp_path / "photos")
+    code, _, err = samprior("init", ".", "--out", tmp_path / "train.toml")
+    assert code == 0, err
+    assert load_config(tmp_path / "train.toml").out == Path("runs/photos")
+
+
 def test_layouts_that_several_have_are_told_by_the_name_or_asked_for(tmp_path: Path) -> None:
     make_pairs(tmp_path / "Rain13K", "train/input", "train/target")
     assert detect_dataset(tmp_path / "Rain13K").name == "rain"

@@ -61,10 +61,10 @@ def begin_with_store(url: Path | str) -> Beginning:
     dataset = recorded.get("name") if isinstance(recorded, Mapping) else None
     sizes = [store.size(index) for index in range(len(store))]
     settings = settings_for(dataset, smallest_px=min(map(min, sizes), default=None))
-    name = str(url).rstrip("/").rpartition("/")[2]
     about = f"training on the store {url}, {counted(len(store), 'pair')}"
     about += f" of {dataset}" if dataset else ""
-    return Beginning(name, about, {**settings, "data.train": str(url), "out": f"runs/{name}"})
+    settings |= {"data.train": str(url), "out": f"runs/{store.name}"}
+    return Beginning(store.name, about, settings)
 
 
 def begin_with_dataset(
