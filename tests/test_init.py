@@ -105,7 +105,7 @@ def test_folders_may_have_odd_names(samprior: Samprior, tmp_path: Path, name: st
 
 def test_what_no_config_can_say_is_refused(samprior: Samprior, tmp_path: Path) -> None:
     """A name that is no UTF-8, and pictures in which no crop fits."""
-    latin = make_pairs(tmp_path / "caf\udce9", "degraded", "clean")
+    latin = make_pairs(tmp_path / "latin\udce9", "degraded", "clean")
     tiny = make_pairs(tmp_path / "tiny", "degraded", "clean", side=6)
     for root, reason in ((latin, "UTF-8"), (tiny, "6 px")):
         code, _, err = samprior("init", root, "--out", tmp_path / "train.toml")
