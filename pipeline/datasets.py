@@ -231,7 +231,8 @@ def _require_whole(
     if rivals:
         found = named([f"{len(one.pairs)} of {one.layout.name!r}" for one in (match, *rivals)])
         raise LayoutError(
-            f"{base} holds pairs of several layouts: {found}. Choose one with --variant"
+            f"{base} holds pairs of several layouts: {found}. Choose one with --variant",
+            num_pairs=len(match.pairs),
         )
     if match.num_files == 0:
         looked = ", ".join(one.text for one in layouts)
@@ -265,7 +266,9 @@ def _require_whole(
             advice = _ADVICE[True]
         hint = "" if match.pairs else better_root(base, layouts)
         raise LayoutError(
-            f"{base}, read as {match.layout.name!r}, has {'; '.join(faults)}{advice}{hint}"
+            f"{base}, read as {match.layout.name!r}, has {'; '.join(faults)}{advice}{hint}",
+            num_pairs=len(match.pairs),
+            num_degraded=len(match.lone_degraded),
         )
 
 
@@ -306,7 +309,8 @@ def _require_one_split(pairs: Sequence[Pair], root: Path) -> None:
         raise LayoutError(
             f"{root} is above the folder of the splits: the pairs lie in "
             f"{named(sorted(map(str, splits)))}. Try --root {(root / first).parent} "
-            f"--split {first.name}"
+            f"--split {first.name}",
+            num_pairs=len(pairs),
         )
 
 

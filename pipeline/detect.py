@@ -1,10 +1,11 @@
 """Which data set a folder is, found out by its layout and its name."""
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from samprior.pipeline.datasets import Dataset, find_dataset
-from samprior.pipeline.folders import existing_folder, named, subfolders
+from samprior.pipeline.folders import better_root, existing_folder, named, split_folder, subfolders
 from samprior.pipeline.job_record import JobRecord
 from samprior.pipeline.layouts import LAYOUTS
 from samprior.storage.errors import LayoutError, UsageError
@@ -25,36 +26,60 @@ def detect_dataset(root: Path, *, split: str | None = None) -> Dataset:
     folder = existing_folder(root)
     if split is None and (folder / "train").is_dir():
         split = "train"
-    found: dict[str, Dataset] = {}
-    reasons = []
-    for name in LAYOUTS:
-        try:
-            found[name] = find_dataset(name, folder, split=split)
-        except LayoutError as error:
-            reasons.append(str(error))
-    if not found:
-        raise LayoutError(_none_fits(folder, reasons))
-    if len(found) > 1:
-        found.pop(ANY_PAIRS, None)
+    known = [layout for layouts in LAYOUTS.values() for layout in layouts]
+    base, _ = split_folder(folder, split, layouts=known, by_pattern=False)
+    tried = {name: _tried(name, folder, split) for name in LAYOUTS}
+    # Pairs that can't be used as they are count as well: to pass over them would be a guess.
+    found = {name: one for name, one in tried.items() if isinstance(one, Dataset) or one.num_pairs}
+    if ANY_PAIRS in found and _has_pairs_of(found[ANY_PAIRS], found, but=ANY_PAIRS):
+        del found[ANY_PAIRS]
+    errors = [one for one in tried.values() if isinstance(one, LayoutError)]
+    if all(isinstance(one, LayoutError) for one in found.values()):
+        raise _closest(errors) or LayoutError(_none_fits(folder, better_root(base, known)))
     meant = [name for name in found if re.search(rf"(?<![a-z]){name}", folder.name.lower())]
     if len(found) > 1 and len(meant) != 1:
         raise UsageError(
             f"{folder} may be {' or '.join(found)} by its layout; say which with --dataset, or "
             f"--dataset {ANY_PAIRS} for any other pairs"
         )
-    return found[meant[0]] if meant else next(iter(found.values()))
+    one = found[meant[0]] if meant else next(iter(found.values()))
+    if isinstance(one, LayoutError):
+        raise one
+    return one
 
 
-def _none_fits(folder: Path, reasons: list[str]) -> str:
-    # Pairs that are not whole say more of a folder than a layout that isn't there at all, and most
-    # those of which the degraded side was found: clean/ belongs to several layouts.
-    begun = [reason for reason in reasons if ", read as " in reason]
-    if begun:
-        return max(begun, key=lambda reason: "without clean side" in reason)
+def _tried(name: str, folder: Path, split: str | None) -> Dataset | LayoutError:
+    try:
+        return find_dataset(name, folder, split=split)
+    except LayoutError as error:
+        return error
+
+
+def _has_pairs_of(
+    one: Dataset | LayoutError, found: Mapping[str, Dataset | LayoutError], *, but: str
+) -> bool:
+    """Whether another data set has all pairs of this one."""
+    return isinstance(one, Dataset) and any(
+        set(one.pairs) <= set(other.pairs)
+        for name, other in found.items()
+        if name != but and isinstance(other, Dataset)
+    )
+
+
+def _closest(errors: Sequence[LayoutError]) -> LayoutError | None:
+    """Of what is wrong with each data set, the one that has most pairs, then most halves of them.
+
+    Clean files alone say nothing: clean/ belongs to several layouts.
+    """
+    begun = [error for error in errors if error.num_pairs or error.num_degraded]
+    return max(begun, key=lambda error: (error.num_pairs, error.num_degraded), default=None)
+
+
+def _none_fits(folder: Path, hint: str) -> str:
+    advice = ". Name its pairs with --degraded-pattern and --clean-pattern, or see docs/datasets.md"
     return (
         f"{folder} is no samprior store, and has the layout of no data set that is known "
-        f"({', '.join(LAYOUTS)}); it holds {named(subfolders(folder))}. Name its pairs with "
-        "--degraded-pattern and --clean-pattern, or see docs/datasets.md"
+        f"({', '.join(LAYOUTS)}); it holds {named(subfolders(folder))}{hint or advice}"
     )
 
 

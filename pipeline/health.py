@@ -4,13 +4,15 @@ Nothing is changed: no download, no file that stays. Each finding is true when i
 computed, Ray was up, checkpoints were read.
 """
 
+import importlib
 import os
 import platform
 import resource
+import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -145,7 +147,21 @@ def _memory_bytes() -> int:
     return total
 
 
+def _broken(library: str) -> Finding | None:
+    """What keeps a library that is installed from being loaded, such as a missing driver's."""
+    try:
+        importlib.import_module(library)
+    except Exception as error:  # whatever its start runs into
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        remedy = f"pip install --force-reinstall {library}"
+        return Finding(library, "bad", f"can't be loaded: {reason}", remedy)
+    return None
+
+
 def _gpus() -> Iterator[Finding]:
+    if broken := _broken("torch"):
+        yield broken
+        return
     import torch
 
     if not torch.cuda.is_available():
@@ -171,17 +187,25 @@ def _gpus() -> Iterator[Finding]:
 def _folder_finding(name: str, folder: Path, *, needed_gb: float) -> Finding:
     """Whether a folder can be written to, and its room."""
     place = folder
-    while not place.exists():
+    while not _seen(place.exists):
         place = place.parent
-    free_gb = shutil.disk_usage(place).free / 1e9
     variable = "SAMPRIOR_CACHE" if name == "cache" else "TMPDIR"
     remedy = f"name another folder: export {variable}=..."
     if not place.is_dir() or not _writable(place):
         return Finding(name, "bad", f"{folder} can't be written to", remedy)
+    free_gb = shutil.disk_usage(place).free / 1e9
     text = f"{folder}, {free_gb:.0f} GB free"
     if free_gb < needed_gb:
         return Finding(name, "note", text, f"make room, or {remedy}")
     return Finding(name, "ok", text)
+
+
+def _seen(look: Callable[[], bool]) -> bool:
+    """Whether something is there; where one may not look, there is nothing to use."""
+    try:
+        return look()
+    except PermissionError:
+        return False
 
 
 def _writable(folder: Path) -> bool:
@@ -200,9 +224,9 @@ def _checkpoints(
         file, name = cache / wanted.file, f"SAM {model}"
         size = f"{CHECKPOINT_GB[model]} GB"
         part = file.with_name(file.name + STAGED_SUFFIX)
-        if not file.is_file():
+        if not _seen(file.is_file):
             text = f"not yet downloaded ({size}); precompute does so"
-            if part.is_file():
+            if _seen(part.is_file):
                 text = f"{part.stat().st_size / 1e9:.1f} of {size} downloaded; precompute goes on"
             yield Finding(name, "ok", text)
         elif quick:
@@ -219,16 +243,19 @@ def _checked(name: str, file: Path, wanted: OfficialCheckpoint) -> Finding:
     if got.startswith(wanted.sha256_prefix):
         return Finding(name, "ok", f"{file}, SHA-256 {got[:12]}... as published")
     text = f"{file} has SHA-256 {got[:12]}..., wanted {wanted.sha256_prefix}..."
-    return Finding(name, "bad", text, f"rm {file}; precompute downloads it again")
+    return Finding(name, "bad", text, f"rm {shlex.quote(str(file))}; precompute downloads it again")
 
 
 def _vgg() -> Iterator[Finding]:
     """The weights of SGR's analyzer, where torchvision keeps them."""
+    if broken := _broken("torchvision"):
+        yield broken
+        return
     import torch
     from torchvision.models import VGG19_Weights
 
     file = Path(torch.hub.get_dir()) / "checkpoints" / Path(VGG19_Weights.IMAGENET1K_V1.url).name
-    there = f"{file}" if file.is_file() else "not yet downloaded (548 MB); train does so"
+    there = f"{file}" if _seen(file.is_file) else "not yet downloaded (548 MB); train does so"
     yield Finding("VGG-19 of SGR", "ok", there)
 
 
@@ -244,6 +271,9 @@ def _ray(*, quick: bool) -> Iterator[Finding]:
             f"/dev/shm has {shutil.disk_usage(shared).total / 2**20:.0f} MB, which slows Ray down"
         )
         yield Finding("shared memory", "note", text, "docker run --shm-size 2g ...")
+    if broken := _broken("ray"):
+        yield broken
+        return
     try:
         yield Finding("ray", "ok", f"{where}: {_ray_resources()}")
     except SampriorError as error:

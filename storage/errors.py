@@ -32,6 +32,13 @@ class LayoutError(SampriorError, FileNotFoundError):
 
     exit_code = 2
 
+    def __init__(self, message: str, *, num_pairs: int = 0, num_degraded: int = 0) -> None:
+        super().__init__(message)
+        self.num_pairs = num_pairs
+        """Pairs that it holds nevertheless."""
+        self.num_degraded = num_degraded
+        """Degraded files of it that have no clean side."""
+
 
 class ImageError(SampriorError, ValueError):
     """An image file that can't be read as the RGB picture a viewer shows."""

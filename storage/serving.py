@@ -5,10 +5,12 @@ other site could read the answers by pointing its own name here (DNS rebinding).
 pages are served: no path leads to a file.
 """
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 from samprior.storage.errors import SampriorError, UsageError
 from samprior.storage.viewer import Viewer
@@ -30,10 +32,9 @@ def page_server(viewer: Viewer, *, port: int = 0) -> Iterator[ThreadingHTTPServe
         pages = viewer
 
     try:
-        server = ThreadingHTTPServer((ADDRESS, port), Handler)
+        server = _Server((ADDRESS, port), Handler)
     except (OSError, OverflowError) as error:
         raise UsageError(f"port {port} can't be used ({error}); leave --port out") from error
-    server.daemon_threads = True
     try:
         yield server
     finally:
@@ -45,6 +46,15 @@ def url_of(server: ThreadingHTTPServer) -> str:
     return f"http://{ADDRESS}:{server.server_port}/"
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401  # its types
+        """Tell what went wrong, unless the browser hung up: who leafs on quickly does that."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 class _Handler(BaseHTTPRequestHandler):
     pages: Viewer
     timeout = _TIMEOUT_S
@@ -53,16 +63,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:  # http.server's name
         """Answer with a page."""
-        self._answer(with_body=True)
+        self._answer()
 
     def do_HEAD(self) -> None:  # http.server's name
         """Answer with the headers of a page."""
-        self._answer(with_body=False)
+        self._answer()
 
     def log_message(self, format: str, *arguments: object) -> None:
         """Say nothing."""
 
-    def _answer(self, *, with_body: bool) -> None:
+    def _answer(self) -> None:
         if not self._is_for_us():
             self._send(HTTPStatus.FORBIDDEN, b"this server answers its own machine alone\n")
             return
@@ -75,15 +85,13 @@ class _Handler(BaseHTTPRequestHandler):
         if page is None:
             self._send(HTTPStatus.NOT_FOUND, b"no such page\n")
             return
-        self._send(HTTPStatus.OK, page, kind="text/html", with_body=with_body)
+        self._send(HTTPStatus.OK, page, kind="text/html")
 
     def _is_for_us(self) -> bool:
         hosts = self.headers.get_all("Host") or []
         return len(hosts) == 1 and hosts[0].partition(":")[0].lower() in _HOSTS
 
-    def _send(
-        self, status: HTTPStatus, body: bytes, *, kind: str = "text/plain", with_body: bool = True
-    ) -> None:
+    def _send(self, status: HTTPStatus, body: bytes, *, kind: str = "text/plain") -> None:
         self.send_response(status)
         self.send_header("Content-Type", f"{kind}; charset=utf-8")
         self.send_header("Content-Length", str(len(body)))
@@ -93,5 +101,5 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("X-Content-Type-Options", "nosniff")
         self.send_header("X-Frame-Options", "DENY")
         self.end_headers()
-        if with_body:
+        if self.command != "HEAD":
             self.wfile.write(body)

@@ -174,6 +174,12 @@ class MaskStore:
         return self.place.url
 
     @property
+    def name(self) -> str:
+        """Last part of its folder or URL."""
+        where = self.url if self.place.local is None else str(self.place.local.resolve())
+        return where.rstrip("/").rpartition("/")[2]
+
+    @property
     def root(self) -> Path:
         """Folder of a store on this machine.
 

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,9 @@ from samprior.storage.writer import Record
 IMAGES_PER_LIST = 200
 """Images of one page of the list."""
 
+_LISTS_NEAR = 5
+"""Pages of the list on either side that a page of the list links to."""
+
 _NAME = re.compile(r"(index|image)-([0-9]{1,9})\.html")
 _SCORES = {"predicted_iou": "IoU (predicted)", "stability": "stability"}
 
@@ -47,8 +51,17 @@ class Viewer:
     """A store whose masks are shown beside it, image by image."""
 
     def __post_init__(self) -> None:
-        if self.against is not None and not set(self.store.keys) & set(self.against.keys):
+        if self.against is not None and self._keys_beside.isdisjoint(self.store.keys):
             raise UsageError(f"{self.against.url} has none of the images of {self.store.url}")
+
+    # Once for all pages: of a large store each is a page's work many times over.
+    @cached_property
+    def _keys_beside(self) -> frozenset[str]:
+        return frozenset(self.against.keys if self.against is not None else ())
+
+    @cached_property
+    def _num_masks(self) -> list[int]:
+        return [count for receipt in self.store.receipts.values() for count in receipt.num_masks]
 
     @property
     def num_lists(self) -> int:
@@ -77,19 +90,20 @@ class Viewer:
         return None
 
     def _list_page(self, number: int) -> bytes:
-        num_masks = [
-            count for receipt in self.store.receipts.values() for count in receipt.num_masks
-        ]
         begin = number * IMAGES_PER_LIST
         rows = []
         for index in range(begin, min(begin + IMAGES_PER_LIST, len(self.store))):
             height, width = self.store.size(index)
             key = self.store.keys[index]
-            rows.append((index + 1, key, image_name(index), f"{width}x{height}", num_masks[index]))
+            size, num_masks = f"{width}x{height}", self._num_masks[index]
+            rows.append((index + 1, key, image_name(index), size, num_masks))
+        near = range(max(0, number - _LISTS_NEAR), min(number + _LISTS_NEAR + 1, self.num_lists))
         return self._fill(
             "viewer_list.html.j2",
             rows=rows,
-            lists=[(place + 1, list_name(place)) for place in range(self.num_lists)],
+            lists=[
+                (place + 1, list_name(place)) for place in sorted({0, *near, self.num_lists - 1})
+            ],
             number=number + 1,
             missing=len(self.store.missing_shards),
         )
@@ -97,7 +111,7 @@ class Viewer:
     def _image_page(self, index: int) -> bytes:
         key = self.store.keys[index]
         sides = [_side(self.store, self.store[index], paired=self.store.paired)]
-        if self.against is not None and key in set(self.against.keys):
+        if self.against is not None and key in self._keys_beside:
             sides.append(_side(self.against, self.against[key], paired=self.against.paired))
         neighbours = [
             image_name(other) if 0 <= other < len(self.store) else None
@@ -117,12 +131,12 @@ class Viewer:
     def _fill(self, template: str, **values: Any) -> bytes:  # noqa: ANN401  # what it names
         stores = [self.store] + ([self.against] if self.against is not None else [])
         about = {
-            "name": " and ".join(_name(store) for store in stores),
+            "name": " and ".join(store.name for store in stores),
             "num_images": len(self.store),
             "num_images_text": counted(len(self.store), "image"),
-            "against": self.against and _name(self.against),
+            "against": self.against and self.against.name,
             "superpixel": list(
-                dict.fromkeys(_name(store) for store in stores if is_superpixel(_made_of(store)))
+                dict.fromkeys(store.name for store in stores if is_superpixel(_made_of(store)))
             ),
         }
         return page_bytes(about | values, package="samprior.storage", template=template)
@@ -160,10 +174,6 @@ def write_pages(
     return out / "index.html"
 
 
-def _name(store: MaskStore) -> str:
-    return store.url.rstrip("/").rpartition("/")[2]
-
-
 def _made_of(store: MaskStore) -> dict[str, Any]:
     return dict(store.header.made_of)
 
@@ -176,7 +186,7 @@ def _side(store: MaskStore, record: Record, *, paired: bool) -> dict[str, Any]:
         pictures["degraded"] = data_uri(shrink_picture(record.degraded, shape))
     masks = record.masks
     return {
-        "store": _name(store),
+        "store": store.name,
         "segmenter": told_segmenter(_made_of(store)),
         "height": shape[0],
         "width": shape[1],

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,44 @@ def test_what_is_missing_or_too_old_is_told_with_its_cure(
         'note lpips: not there or too old; only for evaluate --lpips\n       -> pip install "s'
         in out
     )
+
+
+def test_libraries_that_are_broken_are_told_and_the_rest_is_looked_at(
+    monkeypatch: pytest.MonkeyPatch, samprior: Samprior
+) -> None:
+    """The usual case for a doctor: all is installed, and a library finds no driver."""
+
+    def load(name: str) -> object:
+        raise OSError(f"lib{name}.so: cannot open shared object file\nmore")
+
+    monkeypatch.setattr(health.importlib, "import_module", load)
+    findings = by_name(examine(quick=True))
+    for library in ("torch", "torchvision"):
+        assert findings[library].level == "bad"
+        assert "cannot open shared object file" in findings[library].text
+        assert "more" not in findings[library].text
+        assert library in str(findings[library].remedy)
+    assert findings["temporary files"].level == "ok"
+    assert by_name(health._ray(quick=False))["ray"].level == "bad"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs a user to become another")
+def test_a_cache_that_one_may_not_look_into_is_bad(tmp_path: Path) -> None:
+    private = tmp_path / "private"
+    (private / "cache").mkdir(parents=True)
+    private.chmod(0o700)
+    os.seteuid(65534)
+    try:
+        found = by_name(
+            chain(
+                [health._folder_finding("cache", private / "cache" / "x", needed_gb=0)],
+                health._checkpoints(private / "cache", quick=True),
+            )
+        )
+    finally:
+        os.seteuid(0)
+    assert found["cache"].level == "bad"
+    assert "can't be written to" in found["cache"].text
 
 
 def test_every_extra_for_users_is_known() -> None:

@@ -51,6 +51,30 @@ def test_all_defaults_taken_in_give_the_same_run(tmp_path: Path) -> None:
     assert load_config(file) == config == needed_only()
 
 
+@pytest.mark.parametrize(
+    ("folders", "wanted"),
+    [
+        # Two teachings of one input, and a second set of pairs: to take either would be a guess.
+        (["input", "gt", "target"], "sensenoise or rain"),
+        (["noisy", "clean", "degraded"], "sensenoise or folder"),
+        (["noisy", "clean", "gt"], "--variant"),
+        (["test/noisy", "test/clean", "val/noisy", "val/clean"], "--split"),
+        (["data/train/noisy", "data/train/clean"], "data --split train"),
+        (
+            ["degraded", "clean", "clean/deeper"],
+            "2 clean files without degraded side: clean/deeper",
+        ),
+    ],
+)
+def test_what_is_not_clear_is_asked_and_not_guessed(
+    tmp_path: Path, folders: list[str], wanted: str
+) -> None:
+    for folder in folders:
+        make_pairs(tmp_path / "photos", folder, folder)
+    with pytest.raises((LayoutError, UsageError), match=wanted):
+        detect_dataset(tmp_path / "photos")
+
+
 def test_a_data_set_is_found_out_and_the_next_commands_are_told(
     samprior: Samprior, tmp_path: Path
 ) -> None:
@@ -69,6 +93,36 @@ def test_a_data_set_is_found_out_and_the_next_commands_are_told(
     assert code == 2
     assert "--out" in err
     assert out.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ['two\nout = "x"', "del\x7f", "a'b\"c\\d", "雨 <b>\t"])
+def test_folders_may_have_odd_names(samprior: Samprior, tmp_path: Path, name: str) -> None:
+    root, out = make_pairs(tmp_path / name, "degraded", "clean"), tmp_path / "train.toml"
+    code, _, err = samprior("init", root, "--out", out)
+    assert code == 0, err
+    assert load_config(out).data.train == f"stores/{name}"
+
+
+def test_what_no_config_can_say_is_refused(samprior: Samprior, tmp_path: Path) -> None:
+    """A name that is no UTF-8, and pictures in which no crop fits."""
+    latin = make_pairs(tmp_path / "latin\udce9", "degraded", "clean")
+    tiny = make_pairs(tmp_path / "tiny", "degraded", "clean", side=6)
+    for root, reason in ((latin, "UTF-8"), (tiny, "6 px")):
+        code, _, err = samprior("init", root, "--out", tmp_path / "train.toml")
+        assert code == 2
+        assert reason in err
+        assert err.count("\n") == 1
+    assert not (tmp_path / "train.toml").exists()
+
+
+def test_a_store_that_one_stands_in_has_a_name(
+    samprior: Samprior, make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_store(tmp_path / "photos", [(48, 80)])
+    monkeypatch.chdir(tmp_path / "photos")
+    code, _, err = samprior("init", ".", "--out", tmp_path / "train.toml")
+    assert code == 0, err
+    assert load_config(tmp_path / "train.toml").out == Path("runs/photos")
 
 
 def test_layouts_that_several_have_are_told_by_the_name_or_asked_for(tmp_path: Path) -> None:

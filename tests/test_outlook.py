@@ -101,12 +101,19 @@ class Looks(nn.Module):
         return result
 
 
-def test_a_network_that_looks_at_values_is_said_to_be_unknown() -> None:
+class KnowsTwoDevices(Looks):
+    def forward(self, image: Tensor) -> Tensor:
+        result: Tensor = self.layer(image) * {"cpu": 1, "cuda": 1}[image.device.type]
+        return result
+
+
+@pytest.mark.parametrize("network", [Looks(), KnowsTwoDevices()])
+def test_a_network_that_can_not_be_counted_is_said_to_be_unknown(network: nn.Module) -> None:
     config = load_config(None, [*SMALL, "mode=plain"])
     _, teacher = build_networks(config)
     told = outlook(
         config,
-        Looks(),
+        network,
         teacher,
         None,
         num_images=3,
@@ -115,6 +122,29 @@ def test_a_network_that_looks_at_values_is_said_to_be_unknown() -> None:
     )
     assert told.memory.activation_bytes is None
     assert "unknown for this network" in "\n".join(told.lines())
+
+
+@pytest.mark.parametrize(
+    ("setting", "share"), [("precision=fp32", 1.0), ("precision=bf16", 0.5), ("compile=true", 0.0)]
+)
+def test_at_least_is_true_of_half_precision_and_compiled_networks(
+    setting: str, share: float
+) -> None:
+    config = load_config(None, [*SMALL, "mode=plain", setting])
+    network, teacher = build_networks(config)
+    told = outlook(
+        config,
+        network,
+        teacher,
+        None,
+        num_images=3,
+        num_validated=0,
+        device=torch.device("cpu"),
+    )
+    kept = told.memory.activation_bytes
+    assert kept
+    assert told.floor_bytes == told.memory.parameter_bytes + int(share * kept)
+    assert f"at least {told.floor_bytes / 1e9:.2f} GB" in "\n".join(told.lines())
 
 
 def test_train_says_it_before_it_begins(

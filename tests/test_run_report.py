@@ -1,6 +1,7 @@
 """The live view and the report of a run: what happened, in curves that are drawn right."""
 
 import io
+import math
 import re
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -37,6 +38,16 @@ def test_curves_go_where_the_numbers_are() -> None:
     assert ys[1] < ys[2] < ys[0]  # the y axis of SVG points down
     assert ys[2] == pytest.approx((ys[0] + ys[1]) / 2)
     assert curves_svg([Curve("empty", [])], description="d") == ""
+
+
+def test_what_is_not_finite_is_left_out_of_a_chart() -> None:
+    """Equal pictures have an infinite PSNR; a run that has scored some ends with its report."""
+    whole = Curve("b", [(0, 20.0), (1, math.inf), (2, 30.0)])
+    svg = curves_svg([Curve("a", [(0, math.inf), (1, math.inf)]), whole], description="")
+    (drawn,) = points_of(svg)
+    assert len(drawn) == 2
+    assert "curve-1" in svg
+    assert "inf" not in svg
 
 
 def test_long_and_flat_curves_are_drawn_too() -> None:

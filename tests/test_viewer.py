@@ -6,6 +6,8 @@ import json
 import os
 import re
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -107,6 +109,21 @@ def test_keys_are_escaped_and_long_lists_have_pages(
     assert IMAGES_PER_LIST == 200
 
 
+def test_a_long_list_links_to_its_ends_and_neighbours(
+    make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the pages of a store would grow with the square of its images; all can be reached."""
+    from samprior.storage import viewer as module
+
+    monkeypatch.setattr(module, "IMAGES_PER_LIST", 1)
+    monkeypatch.setattr(module, "_LISTS_NEAR", 1)
+    viewer = Viewer(make_store(tmp_path / "store", [(16, 16)] * 9))
+    page = viewer.page("index-5.html")
+    assert page is not None
+    nav = re.sub(r"<[^>]*>", "", page.decode().partition("<nav")[2].partition("</nav>")[0])
+    assert nav.partition(">")[2].split() == ["1", "…", "4", "5", "6", "…", "9"]
+
+
 def test_pages_are_written_whole_to_a_new_folder(viewer: Viewer, tmp_path: Path) -> None:
     index = write_pages(viewer, tmp_path / "pages")
     assert sorted(file.name for file in index.parent.iterdir()) == sorted(viewer.names())
@@ -137,6 +154,35 @@ def test_the_server_answers_with_the_pages(viewer: Viewer, address: tuple[str, i
         assert headers["X-Content-Type-Options"] == "nosniff"
     status, body, headers = ask(address, "/", method="HEAD")
     assert (status, body) == (200, "")
+
+    # No client may read the body of an answer to HEAD, of errors neither: see it on the wire.
+    with socket.create_connection(address) as wire:
+        wire.sendall(b"HEAD /none.html HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        answer = b"".join(iter(lambda: wire.recv(4096), b""))
+    assert b" 404 " in answer
+    assert answer.endswith(b"\r\n\r\n")
+
+
+def test_a_browser_that_hangs_up_is_no_news(
+    viewer: Viewer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Leafing on before a page is there breaks the connection off; the terminal stays quiet."""
+
+    class Slow(Viewer):
+        def page(self, name: str) -> bytes:
+            assert gone.wait(60)
+            return b"x" * 20_000_000
+
+    gone = threading.Event()
+    with page_server(Slow(viewer.store)) as server:
+        # Answers in this thread, so that all is told when it returns.
+        wire = socket.create_connection(("127.0.0.1", server.server_port))
+        wire.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        wire.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        wire.close()
+        gone.set()
+        server.process_request_thread(*server.get_request())
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("host", ["", "evil.example", "evil.example:80", "127.0.0.1.evil.example"])

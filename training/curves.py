@@ -19,6 +19,15 @@ class Curve:
     name: str
     points: Sequence[tuple[float, float]]
 
+    @property
+    def drawn(self) -> Sequence[tuple[float, float]]:
+        """The points that have a place on a chart; an infinite PSNR of equal pictures has none.
+
+        Fewer than two make no line.
+        """
+        places = [point for point in self.points if math.isfinite(point[1])]
+        return places if len(places) > 1 else ()
+
 
 def curves_svg(curves: Sequence[Curve], *, description: str, unit: str = "") -> str:
     """Curves over steps; empty text where there is no curve of two points.
@@ -28,11 +37,11 @@ def curves_svg(curves: Sequence[Curve], *, description: str, unit: str = "") -> 
         description: the chart in a sentence, for screen readers.
         unit: written behind the numbers of the y axis.
     """
-    drawn = [curve for curve in curves if len(curve.points) > 1]
-    if not drawn:
+    points_of = [curve.drawn for curve in curves]
+    if not any(points_of):
         return ""
-    xs = [x for curve in drawn for x, _ in curve.points]
-    ys = [y for curve in drawn for _, y in curve.points]
+    xs = [x for points in points_of for x, _ in points]
+    ys = [y for points in points_of for _, y in points]
     x_ticks, y_ticks = _ticks(min(xs), max(xs), 6), _ticks(min(ys), max(ys), 5)
     to_x = _scale(min(xs), max(xs), _LEFT, _WIDTH - _RIGHT)
     to_y = _scale(y_ticks[0], y_ticks[-1], _HEIGHT - _BOTTOM, _TOP)
@@ -48,10 +57,10 @@ def curves_svg(curves: Sequence[Curve], *, description: str, unit: str = "") -> 
     for tick in x_ticks:
         if min(xs) <= tick <= max(xs):
             parts.append(_text(f"{tick:,.6g}", to_x(tick), _HEIGHT - 10, "middle"))
-    for number, curve in enumerate(curves):
-        if len(curve.points) < 2:
+    for number, (curve, points) in enumerate(zip(curves, points_of, strict=True)):
+        if not points:
             continue
-        places = " ".join(f"{to_x(x):.1f},{to_y(y):.1f}" for x, y in _thinned(curve.points))
+        places = " ".join(f"{to_x(x):.1f},{to_y(y):.1f}" for x, y in _thinned(points))
         parts.append(
             f'<polyline class="curve curve-{number}" points="{places}">'
             f"<title>{escape(curve.name)}</title></polyline>"

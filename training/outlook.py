@@ -71,7 +71,17 @@ class Outlook:
     crops_at_once: int
     """That one rank computes in one pass, in the phase that takes most."""
     memory: StageMemory = field(repr=False)
-    """Of the stage that takes most."""
+    """Of the stage that takes most, in float32."""
+    compiles: bool = False
+    """Compiled, a network computes again what it would have kept."""
+
+    @property
+    def floor_bytes(self) -> int:
+        """What a step takes in any case: of what float32 keeps, half precision has half or more."""
+        if self.compiles:
+            return self.memory.parameter_bytes
+        kept = self.memory.activation_bytes or 0
+        return self.memory.parameter_bytes + (kept if self.precision == "fp32" else kept // 2)
 
     def lines(self) -> list[str]:
         """The outlook in words."""
@@ -101,15 +111,16 @@ class Outlook:
     def _told_memory(self) -> list[str]:
         memory = self.memory
         law = f"{LEARNING_BYTES} bytes a learning parameter, {FROZEN_BYTES} a frozen one"
-        told = [f"  memory   at least {_gb(memory.total_bytes)} in stage {memory.stage}"]
+        told = [f"  memory   at least {_gb(self.floor_bytes)} in stage {memory.stage}"]
         told.append(f"             {_gb(memory.parameter_bytes)}: {law}")
         if memory.activation_bytes is None:
             told.append("             and what the backward pass needs, unknown for this network")
         else:
-            halves = "" if self.precision == "fp32" else f"; less in {self.precision}"
+            less = "" if self.precision == "fp32" else f"; half or more of it in {self.precision}"
+            less += "; less when compiled" if self.compiles else ""
             told.append(
                 f"             {_gb(memory.activation_bytes)}: kept for the backward pass of "
-                f"{counted(self.crops_at_once, 'crop')} (in fp32{halves})"
+                f"{counted(self.crops_at_once, 'crop')} (in fp32{less})"
             )
         told.append("             workspace of kernels, torch itself and scored images come on top")
         return told
@@ -158,6 +169,7 @@ def outlook(
         ranks=ranks,
         crops_at_once=crops_at_once,
         memory=max((memories[name] for name in names), key=lambda each: each.total_bytes),
+        compiles=config.compile,
     )
 
 
@@ -247,8 +259,9 @@ def _kept(
         image = torch.empty((batch, channels, side, side), device="meta", requires_grad=not learns)
         with torch.random.fork_rng(devices=[]):
             return kept_bytes(forward_of(copy), [copy], image=image)
-    except (RuntimeError, NotImplementedError, TypeError):
-        # A network of the user's own may look at values, which the meta device doesn't have.
+    except Exception:  # of a network of the user's own
+        # It may look at values, which the meta device doesn't have, or know two devices only; none
+        # of that is a reason not to train it.
         return None
 
 

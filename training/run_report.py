@@ -134,7 +134,7 @@ def _charts(logs: Mapping[str, list[dict[str, Any]]], begins: Mapping[str, int])
 
 def _chart(title: str, note: str, curves: list[Curve], *, unit: str = "") -> _Chart:
     svg = curves_svg(curves, description=f"{title}: {note}", unit=unit)
-    names = [curve.name if len(curve.points) > 1 else "" for curve in curves]
+    names = [curve.name if curve.drawn else "" for curve in curves]
     return _Chart(title, note, names, svg)
 
 

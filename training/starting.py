@@ -61,10 +61,10 @@ def begin_with_store(url: Path | str) -> Beginning:
     dataset = recorded.get("name") if isinstance(recorded, Mapping) else None
     sizes = [store.size(index) for index in range(len(store))]
     settings = settings_for(dataset, smallest_px=min(map(min, sizes), default=None))
-    name = str(url).rstrip("/").rpartition("/")[2]
     about = f"training on the store {url}, {counted(len(store), 'pair')}"
     about += f" of {dataset}" if dataset else ""
-    return Beginning(name, about, {**settings, "data.train": str(url), "out": f"runs/{name}"})
+    settings |= {"data.train": str(url), "out": f"runs/{store.name}"}
+    return Beginning(store.name, about, settings)
 
 
 def begin_with_dataset(
@@ -91,12 +91,19 @@ def settings_for(dataset: str | None, *, smallest_px: int | None = None) -> dict
     Args:
         dataset: its name; None or any other name calls for nothing.
         smallest_px: smallest side of its pictures, if that is known: crops must fit in.
+
+    Raises:
+        ConfigError: no crop fits in.
     """
     settings = dict(_FOR_DATASET.get(dataset or "", {}))
     usual = TrainConfig.model_fields["data"].annotation
     assert isinstance(usual, type)
     assert issubclass(usual, BaseModel)
     crop_px = usual.model_fields["crop_px"].default
+    if smallest_px is not None and smallest_px < 8:
+        raise ConfigError(
+            f"a picture has a side of {smallest_px} px, and crops have 8 or more; leave it out"
+        )
     if smallest_px is not None and smallest_px < crop_px:
         settings["data.crop_px"] = smallest_px // 8 * 8
     return settings
@@ -109,7 +116,7 @@ def commented_config(settings: Mapping[str, Any], *, about: Sequence[str] = ()) 
         settings: by dotted key; out and data.train must be among them.
         about: lines of the comment at the top.
     """
-    lines = [f"# {line}".rstrip() for line in about]
+    lines = [f"# {_printable(line)}".rstrip() for line in about]
     lines += ["#", "# A key behind a # has the value that is shown, unless you set another."]
     lines += _section(TrainConfig, "", settings)
     for name, field in TrainConfig.model_fields.items():
@@ -118,6 +125,14 @@ def commented_config(settings: Mapping[str, Any], *, about: Sequence[str] = ()) 
             lines += ["", "", *_comment(str(field.annotation.__doc__)), f"[{name}]"]
             lines += _section(field.annotation, f"{name}.", settings)
     return "\n".join(lines) + "\n"
+
+
+def _printable(line: str) -> str:
+    """What a comment can hold: names of folders may have anything, line breaks among it."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in line
+    )
 
 
 def _section(model: type[BaseModel], prefix: str, settings: Mapping[str, Any]) -> Iterator[str]:

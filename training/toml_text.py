@@ -66,13 +66,25 @@ def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
 
 
 def toml_value(value: Any) -> str:  # noqa: ANN401  # anything that a setting holds
-    """A value on one line, a table inline."""
+    """A value on one line, a table inline.
+
+    Raises:
+        ConfigError: a path that is no UTF-8, which TOML has no way to write.
+    """
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(toml_value, value))}]"
     if isinstance(value, Mapping):
         return f"{{{', '.join(f'{name} = {toml_value(inner)}' for name, inner in value.items())}}}"
-    # Not ASCII: JSON writes rare characters as two escapes, which TOML doesn't know.
-    return json.dumps(value, ensure_ascii=False)
+    # Not ASCII: JSON writes rare characters as two escapes, which TOML doesn't know. Of control
+    # characters JSON leaves one as it is, which TOML refuses.
+    text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if not _is_unicode(text):
+        raise ConfigError(f"{value!a} is no UTF-8 and can't be a setting; rename the folder")
+    return text
+
+
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _nearest(location: tuple[int | str, ...], model: type[BaseModel]) -> str:
