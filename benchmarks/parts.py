@@ -72,12 +72,12 @@ PARTS = (
     _everything(
         "everything_post",
         "--only post --points-per-side 32 --runs 3",
-        "--model tiny --only post --points-per-side 8 --runs 2",
+        "--model tiny --only post --points-per-side 4 --runs 1",
     ),
     _everything(
         "everything_decoder",
         "--only decoder --points-per-side 32 --runs 2",
-        "--model tiny --only decoder --points-per-side 8 --runs 2",
+        "--model tiny --only decoder --points-per-side 4 --runs 1",
     ),
     _everything(
         "everything_whole",
@@ -131,7 +131,7 @@ PARTS = (
         name="distillation_cost",
         script="distillation_cost.py",
         full="--runs 7",
-        quick="--crop-px 64 --batch-size 2 --runs 3",
+        quick="--crop-px 64 --batch-size 2 --runs 1",
         takes_device=True,
     ),
     Part(
@@ -145,7 +145,7 @@ PARTS = (
         name="student",
         script="student.py",
         full="--runs 41",
-        quick="--image-px 64 --runs 5",
+        quick="--image-px 64 --runs 3",
         takes_device=True,
     ),
     Part(

@@ -91,7 +91,8 @@ def command(
     named = [f"{key}={value}" for key, value in short.items() if value is not None]
     settings = load_config(config, [*overrides, *named])
     if workers is not None:
-        result = _train_with_ray(settings, workers, gpus_per_worker)
+        with ExitStack() as stack:
+            result = _train_with_ray(settings, workers, gpus_per_worker, TrainingView(stack))
         _report(settings, result, as_json=as_json)
         return
     from samprior.training.parallel import is_leading_process
@@ -104,12 +105,20 @@ def command(
         _report(settings, result, as_json=as_json)
 
 
-def _train_with_ray(settings: "TrainConfig", workers: int, gpus_per_worker: float) -> "RunResult":
+def _train_with_ray(
+    settings: "TrainConfig", workers: int, gpus_per_worker: float, view: TrainingView
+) -> "RunResult":
     from samprior.pipeline.ray_session import ray_session
     from samprior.training.ray_train import train_with_ray
 
     with ray_session(advice="try it without --launcher ray"):
-        return train_with_ray(settings, workers=workers, gpus_per_worker=gpus_per_worker)
+        return train_with_ray(
+            settings,
+            workers=workers,
+            gpus_per_worker=gpus_per_worker,
+            announce=view.announce,
+            progress=view,
+        )
 
 
 def _report(settings: "TrainConfig", result: "RunResult", *, as_json: bool) -> None:

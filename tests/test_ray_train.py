@@ -13,6 +13,7 @@ from samprior.storage.errors import ConfigError, TrainingError, UsageError
 from samprior.training import ray_train
 from samprior.training.checkpoint import load_checkpoint
 from samprior.training.config import TrainConfig, load_config
+from samprior.training.outlook import Outlook
 from samprior.training.ray_train import train_with_ray
 from samprior.training.run import train
 
@@ -66,7 +67,16 @@ def losses_of(out: Path) -> list[float]:
 def test_two_workers_train_what_one_process_does(configure: Configure) -> None:
     alone, ray = configure(out="alone"), configure(out="ray")
     wanted = train(alone)
-    result = train_with_ray(ray, workers=2)
+    announced: list[Outlook] = []
+    steps: list[tuple[str, int, int]] = []
+    result = train_with_ray(
+        ray,
+        workers=2,
+        announce=announced.append,
+        progress=lambda stage, step, total, values: steps.append((stage, step, total)),
+    )
+    assert [outlook.stages for outlook in announced] == [{"base": 3}]
+    assert steps[-1] == ("base", 3, 3)
     assert losses_of(ray.out) == pytest.approx(losses_of(alone.out), rel=1e-3)
     assert result.stages["base"].psnr_db == pytest.approx(wanted.stages["base"].psnr_db, abs=0.01)
     assert result.protocol == wanted.protocol

@@ -5,21 +5,41 @@ the extra `samprior[ray-train]`.
 """
 
 import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
 from samprior.storage.errors import ConfigError, SampriorError, TrainingError, UsageError
 from samprior.training.config import TrainConfig
+from samprior.training.outlook import Outlook
+from samprior.training.reports import Progress
 from samprior.training.run import RunResult, read_result, train
 
+_TELL_EVERY_S = 0.5
+"""Pace at which rank 0 tells of steps that were neither logged nor scored."""
 
-def train_with_ray(config: TrainConfig, *, workers: int, gpus_per_worker: float = 0.0) -> RunResult:
+_LISTEN_S = 0.2
+
+
+def train_with_ray(
+    config: TrainConfig,
+    *,
+    workers: int,
+    gpus_per_worker: float = 0.0,
+    announce: Callable[[Outlook], None] | None = None,
+    progress: Progress | None = None,
+) -> RunResult:
     """Do what `train` does, on so many workers of the Ray that this process is connected to.
 
     Args:
         config: the run; all workers together take each batch.
         workers: ranks, each with a CPU.
         gpus_per_worker: GPUs of each; 0 trains on CPUs.
+        announce: called here, in another thread, with what rank 0 announces.
+        progress: the same with how far rank 0 is, not for every step.
 
     Raises:
         ConfigError: Ray Train is not installed.
@@ -45,10 +65,13 @@ def train_with_ray(config: TrainConfig, *, workers: int, gpus_per_worker: float 
     if gpus_per_worker:
         resources["GPU"] = gpus_per_worker
     # Ray Train wants a folder of its own for what it notes; ours holds all that a run leaves.
-    with tempfile.TemporaryDirectory(prefix="samprior-ray-") as notes:
+    with (
+        tempfile.TemporaryDirectory(prefix="samprior-ray-") as notes,
+        _heard(announce, progress) as news,
+    ):
         trainer = TorchTrainer(
             _work,
-            train_loop_config={"settings": config.model_dump(mode="json")},
+            train_loop_config={"settings": config.model_dump(mode="json"), "news": news},
             scaling_config=ScalingConfig(
                 num_workers=workers,
                 use_gpu=gpus_per_worker > 0,
@@ -68,7 +91,53 @@ def _work(task: dict[str, Any]) -> None:
     from ray.train.torch import get_device
 
     device = str(get_device())
-    train(TrainConfig.model_validate({**task["settings"], "device": device}))
+    news, told = task["news"], 0.0
+
+    def announce(outlook: Outlook) -> None:
+        news.put(("announce", (outlook,)))
+
+    def progress(stage: str, step: int, total: int, values: dict[str, Any]) -> None:
+        nonlocal told
+        if values or step == total or time.monotonic() - told > _TELL_EVERY_S:
+            news.put(("progress", (stage, step, total, values)))
+            told = time.monotonic()
+
+    config = TrainConfig.model_validate({**task["settings"], "device": device})
+    train(config, announce=announce, progress=progress)
+
+
+@contextmanager
+def _heard(announce: Callable[[Outlook], None] | None, progress: Progress | None) -> Iterator[Any]:
+    """A queue of Ray's; what comes in it is passed on while the block runs."""
+    from ray.exceptions import RayError
+    from ray.util.queue import Empty, Queue
+
+    news = Queue(actor_options={"num_cpus": 0})
+    listeners = {"announce": announce, "progress": progress}
+    ended = threading.Event()
+
+    def listen() -> None:
+        while True:
+            try:
+                name, told = news.get(timeout=_LISTEN_S)
+            except Empty:
+                if ended.is_set():
+                    return
+                continue
+            except RayError:  # Ray has gone, which the block learns as well
+                return
+            listener = listeners[name]
+            if listener is not None:
+                listener(*told)
+
+    thread = threading.Thread(target=listen, daemon=True)
+    thread.start()
+    try:
+        yield news
+    finally:
+        ended.set()
+        thread.join()
+        news.shutdown()
 
 
 def _own_error(error: Exception) -> SampriorError:
