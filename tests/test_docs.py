@@ -109,7 +109,7 @@ def test_commands_are_accepted(arguments: list[str]) -> None:
         segmenter_settings(values["segmenter"], **settings)
 
 
-OTHERS = {"--shm-size", "--nproc-per-node"}
+OTHERS = {"--shm-size", "--nproc-per-node", "--force-reinstall"}
 """Options of other programs that our messages name."""
 
 

@@ -64,8 +64,12 @@ def losses_of(out: Path) -> list[float]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("private_ray")
-def test_two_workers_train_what_one_process_does(configure: Configure) -> None:
-    alone, ray = configure(out="alone"), configure(out="ray")
+def test_two_workers_train_what_one_process_does(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    alone = configure(out="alone")
+    ray = configure("out=ray", "data.train=store", "data.validation=store")  # relative to here
     wanted = train(alone)
     announced: list[Outlook] = []
     steps: list[tuple[str, int, int]] = []

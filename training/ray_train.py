@@ -1,15 +1,17 @@
 """Train on the workers of a Ray cluster: Ray Train starts the ranks, the loop is the same.
 
-The run's folder and the stores must be reachable under the same paths from all nodes. Ray needs
-the extra `samprior[ray-train]`.
+The run's folder, the stores and the folder where the command was given must be reachable under the
+same paths from all nodes. Ray needs the extra `samprior[ray-train]`.
 """
 
+import os
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from samprior.storage.errors import ConfigError, SampriorError, TrainingError, UsageError
@@ -71,7 +73,11 @@ def train_with_ray(
     ):
         trainer = TorchTrainer(
             _work,
-            train_loop_config={"settings": config.model_dump(mode="json"), "news": news},
+            train_loop_config={
+                "settings": config.model_dump(mode="json"),
+                "folder": str(Path.cwd()),
+                "news": news,
+            },
             scaling_config=ScalingConfig(
                 num_workers=workers,
                 use_gpu=gpus_per_worker > 0,
@@ -90,6 +96,8 @@ def _work(task: dict[str, Any]) -> None:
     """What each worker does; Ray has made the process group."""
     from ray.train.torch import get_device
 
+    # Ray Train starts its workers in a folder of its own; relative paths are meant from ours.
+    os.chdir(task["folder"])
     device = str(get_device())
     news, told = task["news"], 0.0
 
