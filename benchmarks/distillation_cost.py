@@ -1,6 +1,6 @@
 """What a step of distillation (stage B) costs against a plain training step.
 
-    python benchmarks/distillation_cost.py [--network nafnet --preset gopro_w32] [--device cuda]
+    python benchmarks/distillation_cost.py [--network nafnet --preset gopro_w64] [--device cuda]
 
 The batch is read beforehand: this is the cost of the networks, SPF, SPD and SGR, not of loading.
 """
@@ -24,39 +24,54 @@ from samprior.training.networks import PRESETS
 from samprior.training.restore import pick_device
 from samprior.training.stages import base_stage, build_networks, build_relation, distill_stage
 
+PUBLISHED = {
+    "nafnet": "gopro_w32",
+    "restormer": "deraining",
+    "uformer": "b",
+    "rcdnet": "rcdnet",
+    "efficientderain": "k3",
+}
+"""A preset that the network's authors published, for each network."""
+
 
 @click.command()
 @click.option("--network", "names", multiple=True, help="Default: all that samprior has.")
-@click.option("--preset", default="tiny", show_default=True)
+@click.option("--preset", help="Default: a size that the network's authors published.")
 @click.option("--crop-px", default=128, show_default=True)
-@click.option("--batch-size", default=4, show_default=True)
+@click.option("--batch-size", default=1, show_default=True)
 @click.option("--device", default="auto", show_default=True)
-@click.option("--runs", default=7, show_default=True, help="Pairs of runs for each row.")
+@click.option("--runs", default=5, show_default=True, help="Pairs of runs for each row.")
 def main(
-    names: tuple[str, ...], preset: str, crop_px: int, batch_size: int, device: str, runs: int
+    names: tuple[str, ...],
+    preset: str | None,
+    crop_px: int,
+    batch_size: int,
+    device: str,
+    runs: int,
 ) -> None:
     """Measure, print, and write benchmarks/results/distillation_cost.json."""
     place = pick_device(device)
     gpu = torch.cuda.get_device_name() if place.type == "cuda" else None
     about = measure.machine("torch", device=gpu)
     rows = []
-    for name in names or tuple(PRESETS):
+    presets = {name: preset or PUBLISHED[name] for name in names or PRESETS}
+    for name, size in presets.items():
         config = TrainConfig.model_validate(
             {
                 "out": "unused",
                 "data": {"train": "unused", "crop_px": crop_px, "batch_size": batch_size},
-                "network": {"name": name, "preset": preset},
+                "network": {"name": name, "preset": size},
                 "loss": {"analyzer": "random-vgg"},
             }
         )
         batch = read_batch(config, place)
-        rows += compare_steps(config, batch, place, runs=runs, name=f"{name} {preset}")
+        rows += compare_steps(config, batch, place, runs=runs, name=f"{name} {size}")
     measure.report(
         "distillation_cost",
         about,
         rows,
         threads=torch.get_num_threads(),
-        preset=preset,
+        presets=presets,
         crop_px=crop_px,
         batch_size=batch_size,
     )

@@ -130,8 +130,8 @@ PARTS = (
     Part(
         name="distillation_cost",
         script="distillation_cost.py",
-        full="--runs 7",
-        quick="--crop-px 64 --batch-size 2 --runs 1",
+        full="--runs 5",
+        quick="--preset tiny --crop-px 64 --batch-size 2 --runs 1",
         takes_device=True,
     ),
     Part(

@@ -33,7 +33,7 @@ def run(script: ModuleType, *arguments: str) -> Result:
         ("storage", ("--quick",), 10),
         (
             "distillation_cost",
-            ("--network", "nafnet", "--crop-px", "16", "--batch-size", "1", "--device", "cpu"),
+            ("--network", "nafnet", "--preset", "tiny", "--crop-px", "16", "--device", "cpu"),
             2,
         ),
         ("student", ("--network", "nafnet", "--image-px", "16", "--device", "cpu"), 1),
