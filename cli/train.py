@@ -136,7 +136,7 @@ def _report(settings: "TrainConfig", result: "RunResult", *, as_json: bool) -> N
         )
     if any(stage.psnr_db is not None for stage in result.stages.values()):
         click.echo(f"  ({result.protocol}; fusion is scored with masks, the others without)")
-    if result.advice:
-        click.echo(f"  {result.advice}")
+    for advice in result.advice:
+        click.echo(f"  {advice}")
     click.echo(f"  ships: {result.shipped}")
     click.echo(f"  report: {result.report}")

@@ -1,6 +1,7 @@
 """The live view and the report of a run: what happened, in curves that are drawn right."""
 
 import io
+import json
 import math
 import re
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from rich.console import Console
 
 from samprior.cli.training_view import TrainingView, blocks
 from samprior.training.curves import Curve, curves_svg
+from samprior.training.reports import StageResult, weak_teacher
 
 Samprior = Callable[..., tuple[int, str, str]]
 
@@ -107,11 +109,36 @@ def test_a_run_leaves_its_report(
     for word in ("Validation PSNR", "Losses of distill", "distilled against a control", "base"):
         assert word in page
     assert "x<y" not in page
+    for place in (out, page):
+        assert ("is no better than control" in place) == bool(weak_teacher(scores_of(report)))
     assert page.count("data:image/jpeg") == 2
     assert str(tmp_path) not in page
     before = report.read_bytes()
     assert samprior("train", *arguments)[0] == 0
     assert report.read_bytes() == before
+
+
+def scores_of(report: Path) -> dict[str, StageResult]:
+    stages = json.loads(report.with_name("summary.json").read_text("utf-8"))["stages"]
+    return {name: StageResult(**values) for name, values in stages.items()}
+
+
+@pytest.mark.parametrize(
+    ("scores", "told"),
+    [
+        ({"base": 28.0, "control": 29.2, "fusion": 28.7}, "28.70 dB) is no better than control (2"),
+        ({"base": 28.0, "control": 29.2, "fusion": 29.2}, "29.20 dB) is no better than control (2"),
+        ({"base": 28.0, "fusion": 27.0, "distill": 29.0}, "is no better than base (28.00 dB)"),
+        ({"base": 28.0, "control": 29.2, "fusion": 29.3}, None),
+        ({"base": None, "control": None, "fusion": None}, None),
+        ({"base": 28.0, "control": 29.2}, None),
+    ],
+)
+def test_a_teacher_that_can_only_hold_back_is_told(
+    scores: dict[str, float | None], told: str | None
+) -> None:
+    advice = weak_teacher({name: StageResult(db, None) for name, db in scores.items()})
+    assert (advice is None) if told is None else (told in str(advice))
 
 
 def test_the_report_of_a_run_without_scores_has_none(

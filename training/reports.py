@@ -5,7 +5,7 @@ knows what an unbroken one knows.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,23 @@ class StageResult:
     """The highest on the way, the start aside; picked on these images, so it flatters."""
     best_step: int | None = None
     """The step that reached it, the first of equals."""
+
+
+def weak_teacher(results: Mapping[str, StageResult]) -> str | None:
+    """What to do about a teacher that scores no better than network 1 does without it, or None.
+
+    SPD can't lift network 1 above what it follows (docs/distillation.md).
+    """
+    teacher = results["fusion"].psnr_db if "fusion" in results else None
+    rival = "control" if "control" in results else "base"
+    plain = results[rival].psnr_db if rival in results else None
+    if teacher is None or plain is None or teacher > plain:
+        return None
+    return (
+        f"the teacher (fusion, {teacher:.2f} dB) is no better than {rival} ({plain:.2f} dB), so "
+        "following it can only hold network 1 back: train it longer (stages.fusion), give it a "
+        'larger network ([network2]), or set loss.spd_target = "teacher_where_better"'
+    )
 
 
 class Reports:

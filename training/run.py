@@ -1,7 +1,7 @@
 """A whole run: its stages in order, the files it leaves, and the comparison that counts."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,7 +39,7 @@ from samprior.training.outlook import Outlook, outlook
 from samprior.training.parallel import Team, joined
 from samprior.training.priors import RelationLoss
 from samprior.training.records import records_of
-from samprior.training.reports import Progress, StageResult
+from samprior.training.reports import Progress, StageResult, weak_teacher
 from samprior.training.restore import pick_device
 from samprior.training.run_report import REPORT, write_run_report
 from samprior.training.stages import (
@@ -64,8 +64,8 @@ class RunResult:
     """The network that ships: distilled if the run distils, else the last one trained."""
     protocol: str
     """What the stages' PSNR means."""
-    advice: str | None = None
-    """How to get the comparison that the mode asks for, where the run could not make it."""
+    advice: tuple[str, ...] = ()
+    """What to do where the comparison that the mode asks for is missing, or could not be won."""
 
     @property
     def gain_db(self) -> float | None:
@@ -90,7 +90,7 @@ class RunResult:
             "protocol": self.protocol,
             "ships": str(self.shipped),
             "report": str(self.report),
-            "advice": self.advice,
+            "advice": list(self.advice),
         }
 
 
@@ -99,7 +99,7 @@ def read_result(config: TrainConfig) -> RunResult:
     summary = json.loads((config.out / "summary.json").read_text(encoding="utf-8"))
     stages = {name: StageResult(**values) for name, values in summary["stages"].items()}
     shipped = config.out / "model.safetensors"
-    return RunResult(stages, shipped, summary["protocol"], _advice(config))
+    return RunResult(stages, shipped, summary["protocol"], _advice(config, stages))
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ def _conclude(config: TrainConfig, results: dict[str, StageResult], run: _Prepar
     last = "distill" if "distill" in results else STAGES_OF_MODE[config.mode][-1]
     model, chosen = config.out / "model.safetensors", _chosen_file(config, last, results[last])
     write_bytes(model, chosen.read_bytes())
-    result = RunResult(results, model, protocol_of(run.num_validated), _advice(config))
+    result = RunResult(results, model, protocol_of(run.num_validated), _advice(config, results))
     num_parameters = sum(parameter.numel() for parameter in run.network.parameters())
     card = model_card(
         Shipped(read_record(model), num_parameters, results, result.gain_db, len(run.store))
@@ -255,7 +255,11 @@ def _chosen_file(config: TrainConfig, stage: str, result: StageResult) -> Path:
     return file
 
 
-def _advice(config: TrainConfig) -> str | None:
+def _advice(config: TrainConfig, results: Mapping[str, StageResult]) -> tuple[str, ...]:
+    return tuple(filter(None, (_on_comparing(config), weak_teacher(results))))
+
+
+def _on_comparing(config: TrainConfig) -> str | None:
     control, last = config.out / "control", config.out / STAGES_OF_MODE[config.mode][-1]
     compare = f"score {control} and {last} with `samprior evaluate` to compare them"
     if config.mode == "compare" and config.data.validation is None:

@@ -15,7 +15,7 @@ from samprior.storage.images import read_rgb
 from samprior.storage.pages import is_superpixel, told_segmenter, write_page
 from samprior.training.config import TrainConfig
 from samprior.training.curves import Curve, curves_svg
-from samprior.training.reports import StageResult
+from samprior.training.reports import StageResult, weak_teacher
 
 REPORT = "report.html"
 
@@ -83,6 +83,7 @@ def write_run_report(
         "superpixel": is_superpixel(made_of),
         "gain": None if gain_db is None else f"{gain_db:+.3f} dB",
         "scored": scored,
+        "weak_teacher": weak_teacher(results),
         "protocol": protocol if scored else _UNSCORED,
         "rows": [
             {
