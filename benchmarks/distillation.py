@@ -22,10 +22,12 @@ trains the network (base) and then, from its weights, on the same crops and equa
 
 and, with --teacher, towards a larger teacher that sees the degraded picture and the masks (ours):
 
-    large             as spd, towards that teacher; lambda_spd is 4, spd_distance reconstruction
-    large-sgr         the same, with the relation loss
-    large-none        as large, with a teacher that sees no masks
-    large-shuffled    as large, with masks of another picture
+    large               as spd, towards that teacher; lambda_spd is 4, spd_distance reconstruction
+    large-lambda-1      the same, with lambda_spd 1
+    large-where-better  as large, following the teacher only where it is closer to the truth
+    large-sgr           as large, with the relation loss
+    large-none          as large, with a teacher that sees no masks
+    large-shuffled      as large, with masks of another picture
 
 and scores the teachers themselves (refined, large-teacher and so on) with masks of the test
 pictures. Masks that are made here are of the clean pictures: an upper bound. Nothing is chosen on
