@@ -30,8 +30,9 @@ and, with --teacher, towards a larger teacher that sees the degraded picture and
     large-shuffled      as large, with masks of another picture
 
 and scores the teachers themselves (refined, large-teacher and so on) with masks of the test
-pictures. Masks that are made here are of the clean pictures: an upper bound. Nothing is chosen on
-the test pictures: the last weights of each stage count.
+pictures. Masks that are made here are of the clean pictures: an upper bound. The last weights of
+each stage count, none is chosen on the test pictures. (How the arms follow their teachers was, on
+those of one task: docs/distillation.md.)
 """
 
 import json

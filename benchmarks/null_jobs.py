@@ -165,9 +165,15 @@ class ReceiptsOnly:
 
 
 def real_digests(folder: Path) -> dict[str, str]:
-    """Those of a shard with pictures and masks, which is written to `folder`."""
-    picture = np.zeros((SIDE_PX, SIDE_PX, 3), np.uint8)
-    masks = MaskSet.from_masks(np.ones((1, SIDE_PX, SIDE_PX), np.bool_), score=[1.0])
+    """Those of a shard with pictures and SAM's masks, which is written to `folder`."""
+    # Not black: zarr keeps no file for a chunk of zeros.
+    picture = np.full((SIDE_PX, SIDE_PX, 3), 128, np.uint8)
+    masks = MaskSet.from_masks(
+        np.ones((1, SIDE_PX, SIDE_PX), np.bool_),
+        predicted_iou=[1.0],
+        stability=[1.0],
+        point=[[1.0, 1.0]],
+    )
     return dict(write_shard(folder, 0, [Record("0", picture, picture, masks)], paired=True).digests)
 
 
