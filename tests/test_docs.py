@@ -213,6 +213,14 @@ def test_the_picture_of_the_readme_is_made_of_the_demo(
     assert module.PICTURE.stat().st_size < 200_000
 
 
+def test_the_tables_of_scale_are_those_of_their_results() -> None:
+    """If not: python docs/scale_tables.py."""
+    module = script("scale_tables")
+    page = (ROOT / "docs" / "scale.md").read_text("utf-8")
+    assert [match[1] for match in module.PLACE.finditer(page)] == ["workers", "driver", "laws"]
+    assert module.filled(page) == page
+
+
 def test_the_tables_of_the_studies_are_those_of_their_results() -> None:
     """If not: python docs/distillation_tables.py."""
     page = (ROOT / "docs" / "distillation.md").read_text("utf-8")
