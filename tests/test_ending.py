@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,14 +21,7 @@ from samprior.storage.verify import verify_store
 
 Samprior = Callable[..., tuple[int, str, str]]
 
-
-@pytest.fixture(autouse=True)
-def interrupts() -> Iterator[None]:
-    """SIGINT as in a terminal; where the tests run in the background it is ignored, also by those
-    that they start."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
+pytestmark = pytest.mark.usefixtures("interrupts")
 
 
 @pytest.fixture

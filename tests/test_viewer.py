@@ -219,6 +219,7 @@ def test_it_listens_on_this_machine_alone(viewer: Viewer) -> None:
             pass
 
 
+@pytest.mark.usefixtures("interrupts")
 @pytest.mark.parametrize(
     ("number", "code", "told"),
     [(signal.SIGINT, 0, ""), (signal.SIGTERM, 143, "samprior: ended by SIGTERM\n")],
