@@ -84,19 +84,23 @@ def cost(seconds: float | None, size: float) -> str:
 
 def of_seconds(value: float) -> str:
     """In the unit in which the number is easy to read."""
-    return scaled(value, {1: "s", 1e-3: "ms", 0: "µs"}, {"s": 1, "ms": 1e-3, "µs": 1e-6})
+    return scaled(value, (1, 1, "s"), (1e-3, 1e-3, "ms"), (0, 1e-6, "µs"))
 
 
 def of_bytes(value: float) -> str:
     """In the unit in which the number is easy to read."""
-    least = {1e9: "GB", 1e6: "MB", 1e4: "kB", 0: "B"}
-    return scaled(value, least, {"GB": 1e9, "MB": 1e6, "kB": 1e3, "B": 1})
+    return scaled(value, (1e9, 1e9, "GB"), (1e6, 1e6, "MB"), (1e4, 1e3, "kB"), (0, 1, "B"))
 
 
-def scaled(value: float, least: dict[float, str], units: dict[str, float]) -> str:
-    """`value` in the first unit that it is large enough for, in about three digits."""
-    unit = next(name for smallest, name in least.items() if value >= smallest)
-    number = value / units[unit]
+def scaled(value: float, *units: tuple[float, float, str]) -> str:
+    """In the first unit that `value` is large enough for, to three digits or more.
+
+    Args:
+        value: in the unit of size 1.
+        units: each with the least value it is for, its size and its name.
+    """
+    size, unit = next((size, name) for least, size, name in units if value >= least)
+    number = value / size
     return f"{number:,.0f} {unit}" if number >= 100 else f"{number:.3g} {unit}"
 
 

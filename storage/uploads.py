@@ -20,7 +20,7 @@ from samprior.storage.manifest import Receipt, receipt_name
 from samprior.storage.places import Place
 
 FILES_AT_ONCE = 8
-"""Files of a shard on their way at the same time; a shard has up to 17, most of them small."""
+"""Files of a shard on their way at the same time; a shard has some 17, most of them small."""
 
 SCRATCH = "samprior-shard-"
 """Prefix of the folders in which shards are written first, in the folder for temporary files."""

@@ -55,7 +55,7 @@ def weak_teacher(results: Mapping[str, StageResult]) -> str | None:
         return None
     return (
         f"the teacher (fusion, {teacher:.2f} dB) is no better than {rival} ({plain:.2f} dB), so "
-        "following it can only hold network 1 back: train it longer (stages.fusion), give it a "
+        "following it may hold network 1 back: train it longer (stages.fusion), give it a "
         'larger network ([network2]); loss.spd_target = "teacher_where_better" lessens the harm'
     )
 
